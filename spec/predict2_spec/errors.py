@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error hierarchy. Every message says the value, the limit and the way out."""
+
+
+class Predict2Error(Exception):
+    """Parent of every error this product raises on purpose."""
+
+
+class InvalidRequestError(Predict2Error):
+    """The request can't be served as it stands; the caller can mend it."""
+
+
+class BlockedError(Predict2Error):
+    """A guardrail refused the prompt or the result."""
+
+
+class RequestCancelledError(Predict2Error):
+    """The caller went away or asked to stop; not a failure of the server."""
+
+
+class ServerUnavailableError(Predict2Error):
+    """No server answers, or it isn't ready; trying again later can help."""
+
+
+class EngineMismatchError(Predict2Error):
+    """An installed engine doesn't fit this machine, this software or its own manifest."""
+
+
+class CheckpointError(Predict2Error):
+    """A checkpoint file is missing, damaged, or holds other weights than the network needs."""
+
+
+class VerificationError(Predict2Error):
+    """A lowered engine's answers are further from the torch module's than its limit."""
+
+
+class ServerError(Predict2Error):
+    """The server failed in a way the caller can't mend."""

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters of every network, frozen. The family: toy, 0.6B, 2B and 14B."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .video import PATCH
+
+LATENT_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class DitSpec:
+    """The denoiser: a diffusion transformer over [B, C, T, H, W] latents."""
+
+    width: int  # D
+    num_blocks: int
+    num_heads: int
+    rope_scale: tuple[float, float, float]  # NTK extrapolation ratio of the t, h and w axes
+    condition_mask: bool  # Video2World appends a channel that marks the conditioning frames
+    text_width: int = 1024
+    adaln_rank: int = 256
+    mlp_ratio: int = 4
+    max_grid: tuple[int, int, int] = (128, 120, 120)  # tokens along t, rows, columns
+    # The original forms its rotation angles in bfloat16, and the released weights were trained so.
+    rope_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def rope_dims(self) -> tuple[int, int, int]:
+        """How a head's channels are shared among the t, h and w axes."""
+        spatial = 2 * (self.head_dim // 6)
+        return self.head_dim - 2 * spatial, spatial, spatial
+
+    @property
+    def input_channels(self) -> int:
+        """Latent, condition mask (video only) and padding mask."""
+        return LATENT_CHANNELS + int(self.condition_mask) + 1
+
+    @property
+    def patch_inputs(self) -> int:
+        """Features of one input patch: 68 for images, 72 for video."""
+        return self.input_channels * PATCH * PATCH
+
+    @property
+    def patch_outputs(self) -> int:
+        """Features of one output patch."""
+        return LATENT_CHANNELS * PATCH * PATCH
+
+
+@dataclass(frozen=True)
+class VaeSpec:
+    """The Wan 2.1 causal video VAE: 8x8 in space, 4x in time, 16 channels."""
+
+    base_width: int
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_blocks: int = 2  # residual blocks a level in the encoder; the decoder has one more
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """A T5 encoder (the original T5: ReLU, no gate)."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    ff_width: int
+    vocab_size: int
+    num_tokens: int  # every prompt is padded or cut to this many
+    num_buckets: int = 32
+    max_distance: int = 128
+
+
+DIT_0_6B_TEXT2IMAGE = DitSpec(1280, 20, 20, (1.0, 4.0, 4.0), condition_mask=False)
+DIT_2B_TEXT2IMAGE = DitSpec(2048, 28, 16, (1.0, 4.0, 4.0), condition_mask=False)
+DIT_2B_VIDEO2WORLD = DitSpec(2048, 28, 16, (1.0, 3.0, 3.0), condition_mask=True)
+DIT_14B_TEXT2IMAGE = DitSpec(5120, 36, 40, (1.0, 4.0, 4.0), condition_mask=False)
+DIT_14B_VIDEO2WORLD = DitSpec(5120, 36, 40, (20 / 24, 2.0, 2.0), condition_mask=True)
+WAN_VAE = VaeSpec(base_width=96)
+T5_11B = TextEncoderSpec(1024, 24, 128, 128, 65536, vocab_size=32128, num_tokens=512)
+
+DIT_TOY_TEXT2IMAGE = DitSpec(
+    128, 6, 4, (1.0, 1.0, 1.0), condition_mask=False,
+    text_width=64, adaln_rank=64, max_grid=(16, 32, 32),
+)  # fmt: skip
+DIT_TOY_VIDEO2WORLD = DitSpec(
+    128, 6, 4, (1.0, 1.0, 1.0), condition_mask=True,
+    text_width=64, adaln_rank=64, max_grid=(16, 32, 32),
+)  # fmt: skip
+TOY_VAE = VaeSpec(base_width=12, num_blocks=1)
+TOY_TEXT_ENCODER = TextEncoderSpec(64, 2, 4, 16, 128, vocab_size=259, num_tokens=128)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller may ask, frozen, with every check that needs no network and no file."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from .errors import InvalidRequestError
+from .presets import Preset, Task
+from .video import CONDITIONAL_FRAMES, VideoShape
+
+# Shared by every network of the family; the original passes it as the negative prompt.
+DEFAULT_NEGATIVE_PROMPT = (
+    "The video captures a series of frames showing ugly scenes, static with no motion, motion "
+    "blur, over-saturation, shaky footage, low resolution, grainy texture, pixelated images, "
+    "poorly lit areas, underexposed and overexposed scenes, poor color balance, washed out "
+    "colors, choppy sequences, jerky movements, low frame rate, artifacting, color banding, "
+    "unnatural transitions, outdated special effects, fake elements, unconvincing visuals, "
+    "poorly edited content, jump cuts, visual noise, and flickering. Overall, the video is of "
+    "poor quality."
+)
+
+ImageFormat = Literal["jpg", "png"]
+IMAGE_FORMATS: tuple[ImageFormat, ...] = ("jpg", "png")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most a request may ask for; the one place these numbers stand."""
+
+    prompt_bytes: int = 16 * 1024
+    num_steps: int = 100
+    guidance: float = 50.0
+    media_bytes: int = 64 * 1024 * 1024  # an uploaded picture or clip, encoded
+    media_pixels: int = 64 * 1024 * 1024  # one decoded picture or frame
+    media_frames: int = 100_000  # frames of an uploaded clip that are looked at
+
+
+LIMITS = Limits()
+
+
+def _check_text(name: str, value: str, limits: Limits) -> None:
+    size = len(value.encode())
+    if size > limits.prompt_bytes:
+        raise InvalidRequestError(
+            f"{name} has {size} bytes; the limit is {limits.prompt_bytes}. "
+            "The text encoder reads some 512 tokens, so shorten it"
+        )
+    if "\0" in value:
+        raise InvalidRequestError(f"{name} holds a zero byte; remove it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What all tasks share.
+
+    Raises:
+        InvalidRequestError: a value is outside its limits.
+    """
+
+    task: ClassVar[Task]
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0  # 0 .. 2**32 - 1, numpy's legacy generator takes no more
+    num_steps: int = 35  # solver steps; one clean network pass follows
+    aspect_ratio: str = "16:9"
+    width: int = 0  # pixels; 0: from the aspect ratio
+    height: int = 0
+    # What the caller expects of the server. Empty or 0: whatever it serves.
+    model_size: str = ""
+    resolution: str = ""
+    fps: int = 0
+    return_frames: bool = False  # also return the raw frames
+
+    def __post_init__(self) -> None:
+        self._check(LIMITS)
+
+    def _check(self, limits: Limits) -> None:
+        _check_text("prompt", self.prompt, limits)
+        _check_text("negative_prompt", self.negative_prompt, limits)
+        if not self.prompt.strip():
+            raise InvalidRequestError("prompt is empty; say what to generate")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidRequestError(f"seed {self.seed} must be between 0 and {2**32 - 1}")
+        if not 1 <= self.num_steps <= limits.num_steps:
+            raise InvalidRequestError(
+                f"num_steps {self.num_steps} must be between 1 and {limits.num_steps}"
+            )
+        if bool(self.width) != bool(self.height):
+            raise InvalidRequestError(
+                f"width {self.width} and height {self.height}: give both or neither"
+            )
+
+    def expect(self, preset: Preset) -> None:
+        """Refuse to run on another member of the family than the caller asked for.
+
+        Raises:
+            InvalidRequestError: the server's preset is not what was asked.
+        """
+        for name, asked, served in (
+            ("model_size", self.model_size, preset.model_size),
+            ("resolution", self.resolution, preset.resolution),
+            ("fps", self.fps, preset.fps),
+        ):
+            if asked and str(asked).lower() != str(served).lower():
+                raise InvalidRequestError(
+                    f"{name} {asked!s:.40} was asked for, but this server runs preset {preset.name} "
+                    f"({name} {served}); leave it out or start a server for it"
+                )
+
+
+def _check_guidance(name: str, value: float, limits: Limits) -> None:
+    if not math.isfinite(value) or not 0 <= value <= limits.guidance:
+        raise InvalidRequestError(f"{name} {value} must be between 0 and {limits.guidance}")
+
+
+def _frame_shape(
+    request: GenerationRequest, preset: Preset, task: Task, num_frames: int
+) -> VideoShape:
+    width, height = preset.size(task, request.aspect_ratio)
+    if request.width:
+        width, height = request.width, request.height
+    shape = VideoShape(num_frames, height, width)
+    preset.check(task, shape)
+    return shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2ImageRequest(GenerationRequest):
+    """A picture from text."""
+
+    task: ClassVar[Task] = "text2image"
+
+    guidance: float = 4.0
+    output_format: ImageFormat = "jpg"
+
+    def _check(self, limits: Limits) -> None:
+        super()._check(limits)
+        _check_guidance("guidance", self.guidance, limits)
+        if self.output_format not in IMAGE_FORMATS:
+            raise InvalidRequestError(
+                f"output_format {self.output_format!r:.40} is unknown; choose one of {', '.join(IMAGE_FORMATS)}"
+            )
+
+    def shape(self, preset: Preset) -> VideoShape:
+        """Size of the picture; raises InvalidRequestError when the preset can't make it."""
+        return _frame_shape(self, preset, "text2image", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipRequest(GenerationRequest):
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    guidance: float = 7.0
+    num_frames: int = 0  # 0: the preset's
+
+    def _check(self, limits: Limits) -> None:
+        super()._check(limits)
+        _check_guidance("guidance", self.guidance, limits)
+        if self.num_frames < 0:
+            raise InvalidRequestError(f"num_frames {self.num_frames} must be positive, as 1 + 4k")
+
+    def shape(self, preset: Preset) -> VideoShape:
+        """Size of the clip; raises InvalidRequestError when the preset can't make it."""
+        return _frame_shape(self, preset, "video2world", self.num_frames or preset.num_frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video2WorldRequest(_ClipRequest):
+    """A clip that goes on from a picture or from the last frames of a clip."""
+
+    task: ClassVar[Task] = "video2world"
+
+    image: bytes = field(default=b"", repr=False)  # an encoded picture ...
+    video: bytes = field(default=b"", repr=False)  # ... or an mp4; just one of them
+    num_conditional_frames: int = 1
+
+    def _check(self, limits: Limits) -> None:
+        super()._check(limits)
+        if bool(self.image) == bool(self.video):
+            given = "both are given" if self.image else "neither is given"
+            raise InvalidRequestError(f"give an image or a video to go on from: {given}")
+        size = len(self.image or self.video)
+        if size > limits.media_bytes:
+            raise InvalidRequestError(
+                f"the input file has {size} bytes; the limit is {limits.media_bytes}. Cut or shrink it"
+            )
+        if self.num_conditional_frames not in CONDITIONAL_FRAMES:
+            raise InvalidRequestError(
+                f"num_conditional_frames {self.num_conditional_frames} must be one of {CONDITIONAL_FRAMES}"
+            )
+        if self.image and self.num_conditional_frames > 1:
+            raise InvalidRequestError(
+                f"num_conditional_frames {self.num_conditional_frames} needs a video; a picture has one frame"
+            )
+
+    def shape(self, preset: Preset) -> VideoShape:
+        """Size of the clip; there must be something left to generate."""
+        shape = super().shape(preset)
+        if shape.frames <= self.num_conditional_frames:
+            raise InvalidRequestError(
+                f"num_frames {shape.frames} must be more than num_conditional_frames {self.num_conditional_frames}"
+            )
+        return shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2WorldRequest(_ClipRequest):
+    """A clip from text: a picture first, then a clip that goes on from it."""
+
+    task: ClassVar[Task] = "text2world"
+
+    image_guidance: float = 4.0
+
+    def _check(self, limits: Limits) -> None:
+        super()._check(limits)
+        _check_guidance("image_guidance", self.image_guidance, limits)
+
+
+Request = Text2ImageRequest | Video2WorldRequest | Text2WorldRequest
+REQUESTS: dict[Task, type[Request]] = {
+    "text2image": Text2ImageRequest,
+    "video2world": Video2WorldRequest,
+    "text2world": Text2WorldRequest,
+}
+
+
+# The Python type of every field on the wire; `tensors` turns it into a Triton dtype.
+FIELD_TYPES: dict[str, type] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "num_steps": int,
+    "aspect_ratio": str,
+    "width": int,
+    "height": int,
+    "model_size": str,
+    "resolution": str,
+    "fps": int,
+    "return_frames": bool,
+    "guidance": float,
+    "image_guidance": float,
+    "output_format": str,
+    "num_frames": int,
+    "image": bytes,
+    "video": bytes,
+    "num_conditional_frames": int,
+}

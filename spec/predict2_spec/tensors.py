@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, types and dims of every Triton model's tensors. The config.pbtxt files are tested against this."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from .networks import LATENT_CHANNELS
+from .presets import TASKS
+from .requests import FIELD_TYPES, REQUESTS
+
+Dtype = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32", "BOOL"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output; -1 is a free dim."""
+
+    name: str
+    dtype: Dtype
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Triton model: what goes in, what comes out."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    decoupled: bool = False
+
+
+_DTYPES: dict[type, tuple[Dtype, tuple[int, ...]]] = {
+    str: ("BYTES", (1,)),
+    int: ("INT64", (1,)),
+    float: ("FP32", (1,)),
+    bool: ("BOOL", (1,)),
+    bytes: ("UINT8", (-1,)),
+}
+REQUIRED_FIELDS = ("prompt",)
+
+
+def field_tensor(name: str) -> Tensor:
+    """The tensor that carries one request field."""
+    dtype, dims = _DTYPES[FIELD_TYPES[name]]
+    return Tensor(name, dtype, dims, optional=name not in REQUIRED_FIELDS)
+
+
+MEDIA = Tensor("media", "UINT8", (-1,))  # an encoded jpg, png or mp4
+METADATA = Tensor("metadata", "BYTES", (1,))  # JSON
+FRAMES = Tensor("frames", "UINT8", (-1, -1, -1, 3))  # [F, H, W, RGB], only with return_frames
+RESULT = (MEDIA, METADATA, FRAMES)
+
+TASK_MODELS = tuple(
+    Model(task, tuple(field_tensor(f.name) for f in fields(REQUESTS[task])), RESULT)
+    for task in TASKS
+)
+
+EVENT = Tensor("event", "BYTES", (1,))  # JSON: stage, step, of, seconds
+GENERATE = Model(
+    "generate",  # any task; streams events, then the result
+    (Tensor("task", "BYTES", (1,)), *(field_tensor(name) for name in FIELD_TYPES)),
+    (EVENT, *RESULT),
+    decoupled=True,
+)
+
+TEXT_ENCODER = Model(
+    "text_encoder",
+    (Tensor("prompt", "BYTES", (-1,)),),  # n prompts
+    (Tensor("prompt_embeds", "FP32", (-1, -1, -1)),),  # [n, tokens, width]
+)
+VAE_ENCODER = Model(
+    "vae_encoder",
+    (Tensor("frames", "UINT8", (-1, -1, -1, 3)),),  # [1 + 4k, H, W, RGB]
+    (Tensor("latents", "FP32", (LATENT_CHANNELS, -1, -1, -1)),),  # normalised, [C, T, H, W]
+)
+VAE_DECODER = Model(
+    "vae_decoder",
+    (Tensor("latents", "FP32", (LATENT_CHANNELS, -1, -1, -1)),),
+    (Tensor("frames", "UINT8", (-1, -1, -1, 3)),),
+)
+
+_LATENT_DIMS = (LATENT_CHANNELS, -1, -1, -1)  # [C, T, H, W]
+_STEP_INPUTS = (
+    Tensor("latents", "FP32", _LATENT_DIMS),
+    Tensor("previous_x0", "FP32", _LATENT_DIMS),  # ignored at step 0
+    Tensor("step", "INT64", (1,)),  # 0 .. num_steps; the last is the clean pass
+    Tensor("num_steps", "INT64", (1,)),
+    Tensor("guidance", "FP32", (1,)),
+    Tensor("prompt_embeds", "FP32", (-1, -1)),  # [tokens, width]
+    Tensor("negative_prompt_embeds", "FP32", (-1, -1)),
+)
+_STEP_OUTPUTS = (Tensor("latents", "FP32", _LATENT_DIMS), Tensor("x0", "FP32", _LATENT_DIMS))
+TEXT2IMAGE_DENOISER = Model("text2image_denoiser", _STEP_INPUTS, _STEP_OUTPUTS)
+VIDEO2WORLD_DENOISER = Model(
+    "video2world_denoiser",
+    # the clean latents of the first frames; its T is how many are given
+    (*_STEP_INPUTS, Tensor("condition_latents", "FP32", _LATENT_DIMS)),
+    _STEP_OUTPUTS,
+)
+
+STAGES = (TEXT_ENCODER, VAE_ENCODER, VAE_DECODER, TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER)
+MODELS: dict[str, Model] = {model.name: model for model in (*TASK_MODELS, GENERATE, *STAGES)}
