@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,5 @@ class Metadata:
         return cls(**_known(cls, text))
 
 
-def _known(cls: type, text: str) -> dict[str, object]:
+def _known(cls: type, text: str) -> dict[str, Any]:
     return {k: v for k, v in json.loads(text).items() if k in cls.__dataclass_fields__}  # type: ignore[attr-defined]
