@@ -22,6 +22,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 ImageFormat = Literal["jpg", "png"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("jpg", "png")
+# ab2: the original's second-order rule and clean last pass. euler: diffusers' rule, for comparison.
+Solver = Literal["ab2", "euler"]
+SOLVERS: tuple[Solver, ...] = ("ab2", "euler")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class GenerationRequest:
     negative_prompt: str = ""
     seed: int = 0  # 0 .. 2**32 - 1, numpy's legacy generator takes no more
     num_steps: int = 35  # solver steps; one clean network pass follows
+    solver: Solver = "ab2"
     aspect_ratio: str = "16:9"
     width: int = 0  # pixels; 0: from the aspect ratio
     height: int = 0
@@ -86,6 +90,10 @@ class GenerationRequest:
         if not 1 <= self.num_steps <= limits.num_steps:
             raise InvalidRequestError(
                 f"num_steps {self.num_steps} must be between 1 and {limits.num_steps}"
+            )
+        if self.solver not in SOLVERS:
+            raise InvalidRequestError(
+                f"solver {self.solver!r:.40} is unknown; choose one of {', '.join(SOLVERS)}"
             )
         if bool(self.width) != bool(self.height):
             raise InvalidRequestError(
@@ -231,6 +239,7 @@ FIELD_TYPES: dict[str, type] = {
     "negative_prompt": str,
     "seed": int,
     "num_steps": int,
+    "solver": str,
     "aspect_ratio": str,
     "width": int,
     "height": int,

@@ -35,6 +35,7 @@ class Metadata:
     seed: int
     guidance: float
     num_steps: int
+    solver: str
     width: int  # pixels
     height: int
     num_frames: int

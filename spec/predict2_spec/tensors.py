@@ -85,11 +85,13 @@ _LATENT_DIMS = (LATENT_CHANNELS, -1, -1, -1)  # [C, T, H, W]
 _STEP_INPUTS = (
     Tensor("latents", "FP32", _LATENT_DIMS),
     Tensor("previous_x0", "FP32", _LATENT_DIMS),  # ignored at step 0
-    Tensor("step", "INT64", (1,)),  # 0 .. num_steps; the last is the clean pass
+    Tensor("step", "INT64", (1,)),  # from 0; with ab2, step num_steps is the clean pass
     Tensor("num_steps", "INT64", (1,)),
+    Tensor("solver", "BYTES", (1,), optional=True),
     Tensor("guidance", "FP32", (1,)),
     Tensor("prompt_embeds", "FP32", (-1, -1)),  # [tokens, width]
-    Tensor("negative_prompt_embeds", "FP32", (-1, -1)),
+    # left out: no guidance, one network pass instead of two
+    Tensor("negative_prompt_embeds", "FP32", (-1, -1), optional=True),
 )
 _STEP_OUTPUTS = (Tensor("latents", "FP32", _LATENT_DIMS), Tensor("x0", "FP32", _LATENT_DIMS))
 TEXT2IMAGE_DENOISER = Model("text2image_denoiser", _STEP_INPUTS, _STEP_OUTPUTS)
