@@ -8,7 +8,7 @@ from .networks import LATENT_CHANNELS
 from .presets import TASKS
 from .requests import FIELD_TYPES, REQUESTS
 
-Dtype = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32", "BOOL"]
+Dtype = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32", "FP64", "BOOL"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Model:
 _DTYPES: dict[type, tuple[Dtype, tuple[int, ...]]] = {
     str: ("BYTES", (1,)),
     int: ("INT64", (1,)),
-    float: ("FP32", (1,)),
+    float: ("FP64", (1,)),
     bool: ("BOOL", (1,)),
     bytes: ("UINT8", (-1,)),
 }
@@ -88,7 +88,7 @@ _STEP_INPUTS = (
     Tensor("step", "INT64", (1,)),  # from 0; with ab2, step num_steps is the clean pass
     Tensor("num_steps", "INT64", (1,)),
     Tensor("solver", "BYTES", (1,), optional=True),
-    Tensor("guidance", "FP32", (1,)),
+    Tensor("guidance", "FP64", (1,)),
     Tensor("prompt_embeds", "FP32", (-1, -1)),  # [tokens, width]
     # left out: no guidance, one network pass instead of two
     Tensor("negative_prompt_embeds", "FP32", (-1, -1), optional=True),

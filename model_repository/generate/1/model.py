@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.bls import bls_call
+from predict2_runtime.pipelines.tasks import any_task_handler, open_backend
+from predict2_runtime.repository import served_repository
+from predict2_runtime.serve import serve_stream
+from predict2_spec.tensors import GENERATE
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        backend = open_backend(served_repository(args), bls_call(pb_utils))
+        self.handler = any_task_handler(backend)
+
+    def execute(self, requests):
+        serve_stream(pb_utils, GENERATE, requests, self.handler)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.bls import bls_call
+from predict2_runtime.pipelines.tasks import open_backend, task_handler
+from predict2_runtime.repository import served_repository
+from predict2_runtime.serve import serve
+from predict2_spec.tensors import MODELS
+
+MODEL = MODELS["text2image"]
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        backend = open_backend(served_repository(args), bls_call(pb_utils))
+        self.handler = task_handler(MODEL.name, backend)
+
+    def execute(self, requests):
+        return serve(pb_utils, MODEL, requests, self.handler)

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.repository import read_preset, served_repository, version_folder
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.stages.denoiser import Denoiser
+from predict2_spec.tensors import TEXT2IMAGE_DENOISER
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        spec = read_preset(served_repository(args)).text2image
+        self.stage = Denoiser.open(version_folder(args), TEXT2IMAGE_DENOISER, spec)
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, TEXT2IMAGE_DENOISER, requests, self.stage)

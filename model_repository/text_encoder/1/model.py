@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.repository import read_preset, served_repository, version_folder
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.stages.text_encoder import TextEncoder
+from predict2_spec.tensors import TEXT_ENCODER
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.stage = TextEncoder.open(version_folder(args), read_preset(served_repository(args)))
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, TEXT_ENCODER, requests, self.stage)

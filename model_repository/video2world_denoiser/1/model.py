@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.repository import read_preset, served_repository, version_folder
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.stages.denoiser import Denoiser
+from predict2_spec.tensors import VIDEO2WORLD_DENOISER
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        spec = read_preset(served_repository(args)).video2world
+        self.stage = Denoiser.open(version_folder(args), VIDEO2WORLD_DENOISER, spec)
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, VIDEO2WORLD_DENOISER, requests, self.stage)

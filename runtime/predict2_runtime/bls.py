@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calling one Triton model from another: the only `exec()` and the only look at its error."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from predict2_spec.tensors import Model
+
+from .status import from_triton
+from .tensors import from_tensors, to_tensors
+
+# call(model, name=array, ...) -> {name: array}; raises what the model answered with
+Call = Callable[..., dict[str, Any]]
+
+
+def bls_call(pb_utils: Any) -> Call:
+    """A function that calls models of this server."""
+    return partial(_call, pb_utils)
+
+
+def _call(pb_utils: Any, model: Model, **inputs: Any) -> dict[str, Any]:
+    request = pb_utils.InferenceRequest(
+        model_name=model.name,
+        inputs=to_tensors(pb_utils, model.inputs, inputs),
+        requested_output_names=[tensor.name for tensor in model.outputs],
+    )
+    response = request.exec()
+    if response.has_error():
+        raise from_triton(pb_utils, response.error(), model.name)
+    return from_tensors(model.outputs, response.output_tensors())

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public tasks: from a request to encoded media and its metadata."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predict2_runtime.bls import Call
+from predict2_runtime.conditioning import cover_crop
+from predict2_runtime.engines import read_manifest
+from predict2_runtime.frames import (
+    Frames,
+    decode_image,
+    decode_last_frames,
+    encode_image,
+    encode_mp4,
+)
+from predict2_runtime.progress import Progress
+from predict2_runtime.repository import VERSION_FOLDER, read_preset
+from predict2_runtime.stages import Arrays
+from predict2_runtime.tensors import parse_request
+from predict2_spec import tensors
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import TASKS, Task
+from predict2_spec.requests import (
+    Request,
+    Text2ImageRequest,
+    Text2WorldRequest,
+    Video2WorldRequest,
+)
+from predict2_spec.results import Metadata
+from predict2_spec.video import VideoShape
+
+from .generation import Backend, Sampling, make_clip, make_picture
+
+VERSION = version("cosmos-predict2-triton")
+MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
+Outputs = dict[str, Any]
+
+
+def open_backend(repository: Path, call: Call) -> Backend:
+    """What pipelines need to know of the repository they are served from."""
+    preset = read_preset(repository)
+    denoisers = [tensors.TEXT2IMAGE_DENOISER]
+    if preset.video2world:
+        denoisers.append(tensors.VIDEO2WORLD_DENOISER)
+    manifests = [read_manifest(repository / m.name / VERSION_FOLDER) for m in denoisers]
+    return Backend(preset, {m.network: m.precision for m in manifests}, call)
+
+
+def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress) -> Outputs:
+    """A picture from text."""
+    shape = request.shape(backend.preset)
+    frames = make_picture(backend, progress, _sampling(request), shape)
+    media = encode_image(frames[0], request.output_format)
+    progress.done("write")
+    precision = backend.precision[tensors.TEXT2IMAGE_DENOISER.name]
+    metadata = _metadata(backend, request, progress, shape, precision)
+    return _outputs(request, media, replace(metadata, fps=0), frames)
+
+
+def video2world(backend: Backend, request: Video2WorldRequest, progress: Progress) -> Outputs:
+    """A clip that goes on from a picture or from the end of a clip."""
+    shape = request.shape(backend.preset)
+    first = _input_frames(request, shape)
+    frames = make_clip(backend, progress, _sampling(request), shape, first)
+    return _clip(backend, request, progress, shape, frames)
+
+
+def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress) -> Outputs:
+    """A clip from text: its first frame is made as a picture, which never leaves the server's memory."""
+    shape = request.shape(backend.preset)
+    width, height = backend.preset.size("text2image", request.aspect_ratio)
+    sampling = _sampling(request)
+    picture = make_picture(
+        backend,
+        progress,
+        replace(sampling, guidance=request.image_guidance),
+        VideoShape(1, height, width),
+    )
+    first = cover_crop(picture[0], shape.height, shape.width)[None]
+    frames = make_clip(backend, progress, sampling, shape, first)
+    return _clip(backend, request, progress, shape, frames)
+
+
+PIPELINES: dict[Task, Callable[[Backend, Any, Progress], Outputs]] = {
+    "text2image": text2image,
+    "video2world": video2world,
+    "text2world": text2world,
+}
+
+
+def task_handler(task: Task, backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
+    """The handler of one task's Triton model."""
+    return partial(_run, task, backend)
+
+
+def any_task_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
+    """The handler of `generate`, whose `task` input names the task."""
+
+    def run(arrays: Arrays, progress: Progress) -> Outputs:
+        rest = dict(arrays)
+        task = rest.pop("task", [""])[0]
+        if task not in TASKS:
+            raise InvalidRequestError(
+                f"task {task!r:.40} is unknown; choose one of {', '.join(TASKS)}"
+            )
+        return _run(task, backend, rest, progress)
+
+    return run
+
+
+def _run(task: Task, backend: Backend, arrays: Arrays, progress: Progress) -> Outputs:
+    request = parse_request(task, arrays)
+    request.expect(backend.preset)
+    return PIPELINES[task](backend, request, progress)
+
+
+def _sampling(request: Request) -> Sampling:
+    return Sampling(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        guidance=request.guidance,
+        seed=request.seed,
+        num_steps=request.num_steps,
+        solver=request.solver,
+    )
+
+
+def _input_frames(request: Video2WorldRequest, shape: VideoShape) -> Frames:
+    if request.image:
+        frames = decode_image(request.image)[None]
+    else:
+        frames = decode_last_frames(request.video, request.num_conditional_frames)
+    return np.stack([cover_crop(frame, shape.height, shape.width) for frame in frames])
+
+
+def _clip(
+    backend: Backend,
+    request: Video2WorldRequest | Text2WorldRequest,
+    progress: Progress,
+    shape: VideoShape,
+    frames: Frames,
+) -> Outputs:
+    media = encode_mp4(frames, backend.preset.fps)
+    progress.done("write")
+    precision = backend.precision[tensors.VIDEO2WORLD_DENOISER.name]
+    metadata = _metadata(backend, request, progress, shape, precision)
+    return _outputs(request, media, metadata, frames)
+
+
+def _metadata(
+    backend: Backend, request: Request, progress: Progress, shape: VideoShape, precision: str
+) -> Metadata:
+    return Metadata(
+        task=request.task,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        guidance=request.guidance,
+        num_steps=request.num_steps,
+        solver=request.solver,
+        width=shape.width,
+        height=shape.height,
+        num_frames=shape.frames,
+        fps=backend.preset.fps,
+        media_type=MEDIA_TYPES[request.output_format]
+        if isinstance(request, Text2ImageRequest)
+        else "video/mp4",
+        preset=backend.preset.name,
+        level="exact",
+        precision=precision,
+        version=VERSION,
+        image_guidance=getattr(request, "image_guidance", None),
+        num_conditional_frames=getattr(request, "num_conditional_frames", None),
+        seconds=progress.seconds(),
+    )
+
+
+def _outputs(request: Request, media: bytes, metadata: Metadata, frames: Frames) -> Outputs:
+    return {
+        "media": np.frombuffer(media, dtype=np.uint8),
+        "metadata": metadata.to_json(),
+        "frames": frames if request.return_frames else None,
+    }

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to responses: the edge between Triton's Python backend and plain functions."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from predict2_spec.errors import Predict2Error, RequestCancelledError, ServerError
+from predict2_spec.results import Event
+from predict2_spec.tensors import EVENT, Model
+
+from .progress import Progress
+from .stages import Arrays
+from .status import to_triton
+from .tensors import from_tensors, to_tensors
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Arrays, Progress], dict[str, Any]]
+
+
+def serve_stage(
+    pb_utils: Any, model: Model, requests: Sequence[Any], stage: Callable[[Arrays], dict[str, Any]]
+) -> list[Any]:
+    """Answer each request of a stage by itself; one that fails doesn't touch the others."""
+    return serve(pb_utils, model, requests, lambda inputs, _: stage(inputs))
+
+
+def serve(pb_utils: Any, model: Model, requests: Sequence[Any], handler: Handler) -> list[Any]:
+    """Answer each request of a pipeline by itself; it blocks until the work is done."""
+    return [_answer(pb_utils, model, request, handler, _ignore) for request in requests]
+
+
+def serve_stream(pb_utils: Any, model: Model, requests: Sequence[Any], handler: Handler) -> None:
+    """Answer each request of a decoupled model: progress events as they happen, then the result."""
+    for request in requests:
+        sender = request.get_response_sender()
+
+        def emit(event: Event, sender: Any = sender) -> None:
+            tensors = to_tensors(pb_utils, [EVENT], {EVENT.name: event.to_json()})
+            sender.send(pb_utils.InferenceResponse(tensors))
+
+        response = _answer(pb_utils, model, request, handler, emit)
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _answer(
+    pb_utils: Any, model: Model, request: Any, handler: Handler, emit: Callable[[Event], None]
+) -> Any:
+    def check() -> None:
+        if request.is_cancelled():
+            raise RequestCancelledError("the request was cancelled by its caller")
+
+    try:
+        inputs = from_tensors(model.inputs, request.inputs())
+        outputs = handler(inputs, Progress(emit, check))
+        return pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
+    except Predict2Error as error:
+        return pb_utils.InferenceResponse(error=to_triton(pb_utils, error))
+    except Exception:  # the last resort: this request fails, the next is served
+        log.exception("%s: request %s failed", model.name, request.request_id())
+        failure = ServerError(f"{model.name} failed on this request; the server's log says why")
+        return pb_utils.InferenceResponse(error=to_triton(pb_utils, failure))
+
+
+def _ignore(event: Event) -> None:
+    """Progress of a unary call has nowhere to go."""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be known to fail before Triton starts, said in plain words."""
+
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from predict2_runtime.engines import read_manifest
+from predict2_runtime.repository import VERSION_FOLDER, read_preset
+from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.tensors import STAGES
+
+SHARED_MEMORY = Path("/dev/shm")
+# Each Python model starts with a region of 1 MiB and grows it to its largest tensors.
+MIN_SHARED_MEMORY = 64 * 1024 * 1024
+
+
+def check_repository(repository: Path) -> None:
+    """Every stage of the repository must hold an engine of the repository's preset.
+
+    Raises:
+        EngineMismatchError: the folder is missing, empty, or holds engines of another preset.
+    """
+    if not repository.is_dir() or not any(repository.iterdir()):
+        state = "is empty" if repository.is_dir() else "does not exist"
+        raise EngineMismatchError(
+            f"repository {repository} {state}; make one with `predict2-export build --output {repository}`"
+        )
+    preset = read_preset(repository)
+    for stage in STAGES:
+        folder = repository / stage.name
+        if not folder.is_dir():
+            continue  # a preset without video has no such stage; Triton checks that the rest is there
+        found = read_manifest(folder / VERSION_FOLDER).preset
+        if found != preset.name:
+            raise EngineMismatchError(
+                f"{folder} holds an engine of preset {found}, the repository is for {preset.name}; "
+                "build it again with predict2-export"
+            )
+
+
+def check_ports(address: str, ports: Mapping[str, int]) -> None:
+    """Every port must be free.
+
+    Raises:
+        ServerUnavailableError: one is taken, or the address is not this machine's.
+    """
+    for name, port in ports.items():
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                raise ServerUnavailableError(
+                    f"{name} {port} on {address} can't be used ({error.strerror}); "
+                    f"stop what uses it or choose another with --{name}"
+                ) from error
+
+
+def free_port(address: str) -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_shared_memory() -> None:
+    """Triton moves tensors between models through /dev/shm.
+
+    Raises:
+        ServerUnavailableError: there is none, or too little is free.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    if free < MIN_SHARED_MEMORY:
+        raise ServerUnavailableError(
+            f"{SHARED_MEMORY} has {free // 2**20} MiB free; the server needs {MIN_SHARED_MEMORY // 2**20}. "
+            "In a container, give it more (docker run --shm-size=1g, or a memory-backed volume)"
+        )

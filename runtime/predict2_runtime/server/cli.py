@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`predict2-serve`: start Triton over a repository, wait until it is ready, stop it cleanly."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from predict2_spec.errors import Predict2Error
+
+from . import checks, launch
+from .tritonserver import find_tritonserver
+
+EPILOG = """\
+With a command after --, the server runs only as long as the command:
+
+  predict2-serve build/served/toy -- predict2 text2image --prompt "a red ball"
+
+The command finds the server in PREDICT2_URL (gRPC), PREDICT2_HTTP_URL and PREDICT2_METRICS_URL.
+The server listens on this machine only. To serve others, put a proxy with TLS and authentication before it;
+Triton itself asks nobody who they are.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="predict2-serve",
+        description="Serve a model repository made by predict2-export.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("repository", type=Path, help="folder that `predict2-export build` made")
+    parser.add_argument("--address", default="127.0.0.1", help="address to listen on (%(default)s)")
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=port, help="0 takes a free one (%(default)s)"
+        )
+    parser.add_argument(
+        "--start-timeout", type=float, default=600, metavar="S", help="seconds (%(default)s)"
+    )
+    parser.add_argument(
+        "--exit-timeout",
+        type=int,
+        default=900,
+        metavar="S",
+        help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
+    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Signals:
+    """SIGINT and SIGTERM as a request to stop; a second one means now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    def stopping(self) -> bool:
+        return self.count > 0
+
+
+def _ports(args: argparse.Namespace) -> launch.Ports:
+    chosen = [
+        port or checks.free_port(args.address)
+        for port in (args.http_port, args.grpc_port, args.metrics_port)
+    ]
+    ports = launch.Ports(args.address, *chosen)
+    named = {"http-port": ports.http, "grpc-port": ports.grpc, "metrics-port": ports.metrics}
+    checks.check_ports(ports.address, named)
+    return ports
+
+
+def _run(
+    process: subprocess.Popen[bytes],
+    ports: launch.Ports,
+    args: argparse.Namespace,
+    signals: _Signals,
+) -> int:
+    """From the started server to the exit code: until a signal, the server's end, or the command's."""
+    began = time.monotonic()
+    if not launch.wait_until_ready(process, ports, args.start_timeout, signals.stopping):
+        return 130
+    print(
+        f"ready after {time.monotonic() - began:.1f} s: gRPC {ports.address}:{ports.grpc}, "
+        f"HTTP {ports.address}:{ports.http}, metrics {ports.address}:{ports.metrics}/metrics",
+        file=sys.stderr,
+        flush=True,
+    )
+    command = _start_command(args.command, ports) if args.command else None
+    while not signals.stopping():
+        if command is not None and command.poll() is not None:
+            return command.returncode
+        if process.poll() is not None:
+            print(
+                f"predict2-serve: tritonserver ended with code {process.returncode}",
+                file=sys.stderr,
+            )
+            return 1
+        time.sleep(0.1)
+    if command is not None and command.poll() is None:
+        command.terminate()
+        command.wait()
+        return 130
+    return 0
+
+
+def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Popen[bytes]:
+    urls = {
+        "PREDICT2_URL": f"{ports.address}:{ports.grpc}",
+        "PREDICT2_HTTP_URL": f"{ports.address}:{ports.http}",
+        "PREDICT2_METRICS_URL": f"{ports.address}:{ports.metrics}",
+    }
+    return subprocess.Popen(list(command), env={**os.environ, **urls})
+
+
+def _stop(process: subprocess.Popen[bytes], exit_timeout_s: float, signals: _Signals) -> None:
+    """Let running requests finish, unless a second signal says not to wait."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    deadline, before = time.monotonic() + exit_timeout_s + 10, signals.count
+    while process.poll() is None:
+        if signals.count > max(before, 1) or time.monotonic() > deadline:
+            launch.kill(process)
+        time.sleep(0.05)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `predict2-serve`; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        checks.check_repository(args.repository)
+        checks.check_shared_memory()
+        ports = _ports(args)
+        with tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder:
+            triton = find_tritonserver(Path(work_folder))
+            command = launch.server_command(
+                triton, args.repository, ports, args.exit_timeout, args.verbose
+            )
+            signals = _Signals()
+            process = launch.start(command, launch.server_environment(triton, os.environ))
+            try:
+                return _run(process, ports, args, signals)
+            finally:
+                _stop(process, args.exit_timeout, signals)
+    except Predict2Error as error:
+        print(f"predict2-serve: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

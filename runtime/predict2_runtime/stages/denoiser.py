@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoiser stages: one solver step a call, guidance and update included, no state kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predict2_runtime.engines import Engine, open_engine
+from predict2_runtime.sampler import Array, Guidance, guided_x0, update
+from predict2_runtime.schedule import Step, solver_steps
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import DitSpec
+from predict2_spec.requests import LIMITS, SOLVERS
+from predict2_spec.tensors import Model
+from predict2_spec.video import PATCH
+
+from . import Arrays
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A DiT engine and the sampler around it."""
+
+    spec: DitSpec
+    engine: Engine
+
+    @classmethod
+    def open(cls, folder: Path, model: Model, spec: DitSpec) -> "Denoiser":
+        """The stage whose engine is installed in `folder`."""
+        return cls(spec, open_engine(folder, model.name).graphs["main"])
+
+    def __call__(self, inputs: Arrays) -> dict[str, Any]:
+        """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
+
+        Raises:
+            InvalidRequestError: a shape or a number is outside what the network takes.
+        """
+        latents, previous = inputs["latents"], inputs["previous_x0"]
+        condition = inputs.get("condition_latents")
+        self._check_shapes(latents, previous, condition)
+        guidance = Guidance(
+            self._text(inputs, "prompt_embeds"),
+            self._text(inputs, "negative_prompt_embeds"),
+            float(inputs["guidance"][0]),
+        )
+        step = _find_step(inputs)
+        x0 = guided_x0(self._velocity, latents, step.sigma, guidance, condition)
+        return {"latents": update(step, latents, x0, previous), "x0": x0}
+
+    def _velocity(self, latents: Array, time: Array, embeds: Array, mask: Array | None) -> Array:
+        inputs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": embeds}
+        if self.spec.condition_mask:
+            inputs["condition_mask"] = np.zeros_like(latents[:, :1]) if mask is None else mask
+        return self.engine(inputs)["velocity"]
+
+    def _check_shapes(self, latents: Array, previous: Array, condition: Array | None) -> None:
+        frames, height, width = latents.shape[1:]
+        grid = (frames, height // PATCH, width // PATCH)
+        if (
+            height % PATCH
+            or width % PATCH
+            or not all(0 < n <= most for n, most in zip(grid, self.spec.max_grid, strict=True))
+        ):
+            raise InvalidRequestError(
+                f"latents {latents.shape} make a token grid of {grid}; "
+                f"sides must be even and the grid within {self.spec.max_grid}"
+            )
+        if previous.shape != latents.shape:
+            raise InvalidRequestError(
+                f"previous_x0 {previous.shape} must have the shape of latents {latents.shape}"
+            )
+        if condition is not None and (
+            condition.shape[2:] != latents.shape[2:] or not 0 < condition.shape[1] <= frames
+        ):
+            raise InvalidRequestError(
+                f"condition_latents {condition.shape} must be the first frames of latents {latents.shape}"
+            )
+
+    def _text(self, inputs: Arrays, name: str) -> Array | None:
+        embeds = inputs.get(name)
+        if embeds is not None and embeds.shape[1] != self.spec.text_width:
+            raise InvalidRequestError(
+                f"{name} {embeds.shape} must be [tokens, {self.spec.text_width}]"
+            )
+        return embeds
+
+
+def _find_step(inputs: Arrays) -> Step:
+    index, num_steps = int(inputs["step"][0]), int(inputs["num_steps"][0])
+    solver = str(inputs["solver"][0]) if "solver" in inputs else "ab2"
+    if solver not in SOLVERS:
+        raise InvalidRequestError(
+            f"solver {solver!r:.40} is unknown; choose one of {', '.join(SOLVERS)}"
+        )
+    if not 1 <= num_steps <= LIMITS.num_steps:
+        raise InvalidRequestError(f"num_steps {num_steps} must be between 1 and {LIMITS.num_steps}")
+    steps = solver_steps(num_steps, solver)
+    if not 0 <= index < len(steps):
+        raise InvalidRequestError(f"step {index} must be between 0 and {len(steps) - 1}")
+    return steps[index]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text encoder stage: prompts to embeddings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from predict2_runtime.engines import Engine, open_engine
+from predict2_runtime.text import open_tokenizer, tokenize
+from predict2_spec.presets import Preset
+from predict2_spec.tensors import TEXT_ENCODER
+
+from . import Arrays
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenizes and encodes; rows past a prompt's end are zero."""
+
+    tokenizer: Tokenizer
+    encode: Engine
+
+    @classmethod
+    def open(cls, folder: Path, preset: Preset) -> "TextEncoder":
+        """The stage whose engine and tokenizer are installed in `folder`."""
+        engine = open_engine(folder, TEXT_ENCODER.name)
+        return cls(
+            open_tokenizer(folder / TOKENIZER_FILE, preset.text_encoder), engine.graphs["main"]
+        )
+
+    def __call__(self, inputs: Arrays) -> dict[str, Any]:
+        """`prompt` strings [n] -> `prompt_embeds` FP32 [n, tokens, width]."""
+        ids, mask = tokenize(self.tokenizer, inputs["prompt"])
+        return self.encode({"input_ids": ids, "attention_mask": mask})

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two VAE stages: frames to latents and back, streamed chunk by chunk through explicit caches."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predict2_runtime.engines import Engine, open_engine
+from predict2_runtime.frames import from_unit_range, to_unit_range
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.tensors import VAE_DECODER, VAE_ENCODER
+from predict2_spec.video import TEMPORAL_STRIDE, VideoShape
+
+from . import Arrays
+
+_CACHE_OUT, _CACHE_IN = "next_cache_", "cache_"
+
+
+def _stream(
+    first: Engine, following: Engine, name: str, chunks: Iterable[NDArray[np.float32]]
+) -> Iterator[dict[str, Any]]:
+    """Run the first chunk, then each later one with the caches the one before left."""
+    caches: dict[str, Any] = {}
+    for index, chunk in enumerate(chunks):
+        outputs = (following if index else first)({name: chunk, **caches})
+        caches = {
+            _CACHE_IN + key.removeprefix(_CACHE_OUT): outputs.pop(key)
+            for key in list(outputs)
+            if key.startswith(_CACHE_OUT)
+        }
+        yield outputs
+
+
+@dataclass(frozen=True)
+class VaeEncoder:
+    """Frames to normalised latents: the first frame alone, then four at a time."""
+
+    first: Engine
+    following: Engine
+
+    @classmethod
+    def open(cls, folder: Path) -> "VaeEncoder":
+        """The stage whose engine is installed in `folder`."""
+        graphs = open_engine(folder, VAE_ENCODER.name).graphs
+        return cls(graphs["first"], graphs["next"])
+
+    def __call__(self, inputs: Arrays) -> dict[str, Any]:
+        """`frames` UINT8 [1 + 4k, H, W, 3] -> `latents` FP32 [16, 1 + k, H/8, W/8]."""
+        frames = inputs["frames"]
+        VideoShape(*frames.shape[:3])
+        video = to_unit_range(frames).transpose(3, 0, 1, 2)[None]  # [1, 3, F, H, W]
+        chunks = [video[:, :, :1]]
+        starts = range(1, video.shape[2], TEMPORAL_STRIDE)
+        chunks += [video[:, :, i : i + TEMPORAL_STRIDE] for i in starts]
+        parts = [out["latents"] for out in _stream(self.first, self.following, "frames", chunks)]
+        return {"latents": np.concatenate(parts, axis=2)[0]}
+
+
+@dataclass(frozen=True)
+class VaeDecoder:
+    """Normalised latents to frames, one latent frame at a time: 1 frame, then 4 for each."""
+
+    first: Engine
+    following: Engine
+
+    @classmethod
+    def open(cls, folder: Path) -> "VaeDecoder":
+        """The stage whose engine is installed in `folder`."""
+        graphs = open_engine(folder, VAE_DECODER.name).graphs
+        return cls(graphs["first"], graphs["next"])
+
+    def __call__(self, inputs: Arrays) -> dict[str, Any]:
+        """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3]."""
+        latents = inputs["latents"][None]
+        if not np.isfinite(latents).all():
+            raise InvalidRequestError(
+                "latents hold NaN or infinite values; there is nothing to decode"
+            )
+        chunks = [latents[:, :, i : i + 1] for i in range(latents.shape[2])]
+        parts = [
+            from_unit_range(out["frames"][0].transpose(1, 2, 3, 0))
+            for out in _stream(self.first, self.following, "latents", chunks)
+        ]
+        return {"frames": np.concatenate(parts)}

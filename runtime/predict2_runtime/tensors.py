@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton tensors to arrays and back, and from arrays to a request."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import Task
+from predict2_spec.requests import FIELD_TYPES, REQUESTS, Request
+from predict2_spec.tensors import Tensor
+
+_NUMPY: dict[str, Any] = {
+    "BYTES": np.object_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BOOL": np.bool_,
+}
+
+
+def to_tensors(pb_utils: Any, tensors: Iterable[Tensor], arrays: Mapping[str, Any]) -> list[Any]:
+    """Arrays as Triton tensors; those left out or None stay out."""
+    return [
+        pb_utils.Tensor(tensor.name, _to_array(tensor, arrays[tensor.name]))
+        for tensor in tensors
+        if arrays.get(tensor.name) is not None
+    ]
+
+
+def _to_array(tensor: Tensor, value: Any) -> Any:
+    if tensor.dtype == "BYTES":
+        texts = [value] if isinstance(value, str) else value
+        return np.array([text.encode() for text in texts], dtype=np.object_)
+    array = np.asarray(value, dtype=_NUMPY[tensor.dtype])
+    return np.ascontiguousarray(array.reshape(1) if array.ndim == 0 else array)
+
+
+def from_tensors(tensors: Iterable[Tensor], received: Iterable[Any]) -> dict[str, Any]:
+    """Triton tensors as arrays; BYTES become a list of str.
+
+    Raises:
+        InvalidRequestError: a text is not UTF-8.
+    """
+    dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+    return {t.name(): _from_array(t, dtypes[t.name()]) for t in received if t is not None}
+
+
+def _from_array(tensor: Any, dtype: str) -> Any:
+    array = tensor.as_numpy()
+    return _decode(tensor.name(), array) if dtype == "BYTES" else array
+
+
+def _decode(name: str, array: Any) -> list[str]:
+    try:
+        return [bytes(item).decode() for item in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{name} is not valid UTF-8: {error}") from error
+
+
+def parse_request(task: Task, arrays: Mapping[str, Any]) -> Request:
+    """The request a task model was sent.
+
+    Raises:
+        InvalidRequestError: a field is missing, not one value, or outside its limits.
+    """
+    kind = REQUESTS[task]
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(arrays) - known)
+    if unknown:
+        raise InvalidRequestError(f"{task} takes no {', '.join(unknown)}; leave it out")
+    if "prompt" not in arrays:
+        raise InvalidRequestError("prompt is missing; say what to generate")
+    return kind(**{name: _scalar(name, array) for name, array in arrays.items()})
+
+
+def _scalar(name: str, array: Any) -> Any:
+    kind = FIELD_TYPES[name]
+    if kind is bytes:
+        return array.tobytes()
+    if len(array) != 1:
+        raise InvalidRequestError(f"{name} holds {len(array)} values; give one")
+    return kind(array[0])
