@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoiser: a diffusion transformer whose parameters carry the original checkpoint's names.
+
+Dims in comments: B batch, C channels, T latent frames, H W latent size, h w token rows and columns,
+S = h*w tokens of a frame, N tokens, D model width, E channels of an attention head.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from predict2_spec.networks import LATENT_CHANNELS, DitSpec
+from predict2_spec.video import PATCH
+
+EPS = 1e-6  # of every norm in the network
+THETA = 10000.0  # base of the rotary and of the time frequencies
+
+
+class Dit(nn.Module):
+    """Predicts the flow velocity (noise minus clean latents) of noisy latents."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.x_embedder = PatchEmbed(spec)
+        self.t_embedder = nn.Sequential(Sinusoid(spec.width), TimeMlp(spec.width))
+        self.t_embedding_norm = nn.RMSNorm(spec.width, eps=EPS)
+        self.pos_embedder = RotaryTables(spec)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_blocks))
+        self.final_layer = FinalLayer(spec)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        condition_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One evaluation of the network, in the dtype of its parameters (bf16, fp32 or fp64).
+
+        Args:
+            hidden_states: [B, 16, T, H, W], noisy latents times 1/(sigma+1); H and W are even and
+                the token grid (T, H/2, W/2) is no larger than `spec.max_grid`.
+            timestep: [B, T], sigma/(sigma+1) of every latent frame, in 0..1.
+            encoder_hidden_states: [B, N, text_width]; all N positions take part in attention.
+            condition_mask: [B, 1, T, H, W], 1 on conditioning frames and 0 elsewhere; given exactly
+                when `spec.condition_mask`.
+
+        Returns:
+            Velocity [B, 16, T, H, W].
+
+        Raises:
+            RuntimeError: from torch, when a shape or dtype is none of the above.
+        """
+        _, _, frames, height, width = hidden_states.shape
+        grid = (frames, height // PATCH, width // PATCH)
+        rotation = self.pos_embedder(grid)  # [2, N, E/2]
+
+        sinusoid = self.t_embedder[0](timestep.to(hidden_states.dtype))  # [B, T, D]
+        time_shift = self.t_embedder[1](sinusoid)  # [B, T, 3D], added to every block's modulation
+        time = self.t_embedding_norm(sinusoid)  # the bare sinusoid, not the MLP's output
+
+        x = self.x_embedder(hidden_states, condition_mask)  # [B, T, S, D]
+        for block in self.blocks:
+            x = block(x, time, time_shift, encoder_hidden_states, rotation)
+        patches = self.final_layer(x, time, time_shift)  # [B, T, S, 64]
+        return unpatchify(patches, grid)
+
+
+class PatchEmbed(nn.Module):
+    """Latents and mask channels -> one token for each 2x2 patch."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        # The checkpoint calls the layer `proj.1`: its `proj.0` only rearranges.
+        self.proj = nn.Sequential(nn.Identity(), linear(spec.patch_inputs, spec.width))
+
+    def forward(self, hidden_states: Tensor, condition_mask: Tensor | None) -> Tensor:
+        """[B, 16, T, H, W] and [B, 1, T, H, W] -> [B, T, S, D]."""
+        # The padding mask marks rows and columns outside the picture; inference has none.
+        padding_mask = torch.zeros_like(hidden_states[:, :1])
+        parts = [hidden_states, condition_mask, padding_mask]
+        x = torch.cat([part for part in parts if part is not None], dim=1)
+        batch, channels, frames, height, width = x.shape
+        x = x.reshape(batch, channels, frames, height // PATCH, PATCH, width // PATCH, PATCH)
+        x = x.permute(0, 2, 3, 5, 1, 4, 6)  # [B, T, h, w, C, 2, 2]
+        tokens: Tensor = self.proj(x.flatten(4).flatten(2, 3))
+        return tokens
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """[B, T, S, 64] -> [B, 16, T, H, W]; features are (2, 2, C), another order than the input's."""
+    x = patches.reshape(-1, *grid, PATCH, PATCH, LATENT_CHANNELS)
+    x = x.permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, h, 2, w, 2]
+    return x.flatten(5, 6).flatten(3, 4)
+
+
+class Sinusoid(nn.Module):
+    """Time -> cosines and sines of `width`/2 frequencies 10000^(-i / (width/2))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_frequencies = width // 2
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """[B, T] -> [B, T, D] in the dtype of `timestep`, formed in fp32 at least."""
+        dtype = torch.promote_types(timestep.dtype, torch.float32)
+        index = torch.arange(self.num_frequencies, dtype=dtype, device=timestep.device)
+        frequencies = torch.exp(-math.log(THETA) * (index / self.num_frequencies))
+        angles = timestep.to(dtype)[..., None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).to(timestep.dtype)
+
+
+class TimeMlp(nn.Module):
+    """Sinusoid -> the part of shift, scale and gate that all sub-layers share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = linear(width, width)
+        self.linear_2 = linear(width, 3 * width)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, 3D]."""
+        shift: Tensor = self.linear_2(F.silu(self.linear_1(sinusoid)))
+        return shift
+
+
+class RotaryTables(nn.Module):
+    """Cosines and sines of the rotary angles: one table an axis, [2, positions, channels/2].
+
+    A token's angles are those of its frame, its row and its column, one after the other.
+    """
+
+    frames: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        axes = zip(spec.max_grid, spec.rope_dims, spec.rope_scale, strict=True)
+        frames, rows, columns = (
+            rotary_table(rotary_angles(*axis, dtype=getattr(torch, spec.rope_dtype)))
+            for axis in axes
+        )
+        self.register_buffer("frames", frames, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, grid: tuple[int, int, int]) -> Tensor:
+        """(T, h, w) -> cosines and sines [2, N, E/2] in fp32; tokens by frame, row, column."""
+        frames, rows, columns = grid
+        angles = [
+            self.frames[:, :frames, None, None].expand(-1, -1, rows, columns, -1),
+            self.rows[:, None, :rows, None].expand(-1, frames, -1, columns, -1),
+            self.columns[:, None, None, :columns].expand(-1, frames, rows, -1, -1),
+        ]
+        return torch.cat(angles, dim=-1).flatten(1, 3)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A cast of the whole network must not round the tables: the original keeps them in fp32.
+        tables = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, table in tables.items():
+            setattr(self, name, table.to(getattr(self, name).device))
+        return self
+
+
+def rotary_angles(positions: int, channels: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Angles [positions, channels/2] in fp32, formed in `dtype` step by step as the original does.
+
+    Angle of position p and frequency i: p * theta^(-2i/channels), with theta = 10000 *
+    scale^(channels/(channels-2)), which stretches the longest wave by `scale`. In bf16 every step
+    rounds, theta included, and angles end up to 0.3 rad off: the released weights were trained so.
+    """
+    # On the CPU always: tables are real even where parameters are on the meta device.
+    theta = torch.tensor(THETA * scale ** (channels / (channels - 2)), dtype=dtype, device="cpu")
+    exponents = torch.arange(0, channels, 2, dtype=torch.float32, device="cpu") / channels
+    frequencies = 1.0 / theta ** exponents.to(dtype)
+    position = torch.arange(positions, dtype=torch.float32, device="cpu").to(dtype)
+    return torch.outer(position, frequencies).float()
+
+
+def rotary_table(angles: Tensor) -> Tensor:
+    """Cosines and sines of angles, stacked: [2, *angles.shape]."""
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn channel j of [B, heads, N, E] with channel j + E/2, in fp32 at least, back in its dtype."""
+    cos, sin = rotation.unbind(0)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, each modulated and gated by the time."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        width, rank = spec.width, spec.adaln_rank
+        self.adaln_modulation_self_attn = modulation(width, rank, parts=3)
+        self.adaln_modulation_cross_attn = modulation(width, rank, parts=3)
+        self.adaln_modulation_mlp = modulation(width, rank, parts=3)
+        self.self_attn = Attention(spec, context_width=width)
+        self.cross_attn = Attention(spec, context_width=spec.text_width)
+        self.mlp = Mlp(width, spec.mlp_ratio * width)
+
+    def forward(
+        self, x: Tensor, time: Tensor, time_shift: Tensor, text: Tensor, rotation: Tensor
+    ) -> Tensor:
+        """[B, T, S, D] -> the same; time [B, T, D], time_shift [B, T, 3D], text [B, N, text_width]."""
+        m = self.adaln_modulation_self_attn(time) + time_shift
+        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)  # [B, T, 1, D]
+        u = modulate(x, shift, scale).flatten(1, 2)
+        x = x + gate * self.self_attn(u, u, rotation).view_as(x)
+
+        m = self.adaln_modulation_cross_attn(time) + time_shift
+        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)
+        u = modulate(x, shift, scale).flatten(1, 2)
+        x = x + gate * self.cross_attn(u, text).view_as(x)
+
+        m = self.adaln_modulation_mlp(time) + time_shift
+        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)
+        x = x + gate * self.mlp(modulate(x, shift, scale))
+        return x
+
+
+class Attention(nn.Module):
+    """Attention with normalised queries and keys; the context is `x` itself or the text."""
+
+    def __init__(self, spec: DitSpec, context_width: int) -> None:
+        super().__init__()
+        self.num_heads = spec.num_heads
+        self.q_proj = linear(spec.width, spec.width)
+        self.k_proj = linear(context_width, spec.width)
+        self.v_proj = linear(context_width, spec.width)
+        self.output_proj = linear(spec.width, spec.width)
+        self.q_norm = nn.RMSNorm(spec.head_dim, eps=EPS)
+        self.k_norm = nn.RMSNorm(spec.head_dim, eps=EPS)
+
+    def forward(self, x: Tensor, context: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """x [B, N, D], context [B, M, context_width] -> [B, N, D]."""
+        q = self.q_norm(self._heads(self.q_proj(x)))
+        k = self.k_norm(self._heads(self.k_proj(context)))
+        v = self._heads(self.v_proj(context))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        # No mask: the padded, zeroed text positions take part, as they did in training.
+        y = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.output_proj(y.transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.num_heads, width // self.num_heads).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU between."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.layer1 = linear(width, hidden_width)
+        self.layer2 = linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        out: Tensor = self.layer2(F.gelu(self.layer1(x)))
+        return out
+
+
+class FinalLayer(nn.Module):
+    """Tokens -> output patches."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.adaln_modulation = modulation(spec.width, spec.adaln_rank, parts=2)
+        self.linear = linear(spec.width, spec.patch_outputs)
+
+    def forward(self, x: Tensor, time: Tensor, time_shift: Tensor) -> Tensor:
+        """[B, T, S, D] -> [B, T, S, 64]."""
+        m = self.adaln_modulation(time) + time_shift[..., : 2 * x.shape[-1]]
+        shift, scale = m[:, :, None].chunk(2, dim=-1)
+        patches: Tensor = self.linear(modulate(x, shift, scale))
+        return patches
+
+
+def modulation(width: int, rank: int, parts: int) -> nn.Sequential:
+    """The low-rank map from the time to `parts` of shift, scale and gate."""
+    return nn.Sequential(nn.SiLU(), linear(width, rank), linear(rank, parts * width))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then x * (1 + scale) + shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer; none in this network has a bias."""
+    return nn.Linear(inputs, outputs, bias=False)
