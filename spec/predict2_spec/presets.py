@@ -38,12 +38,26 @@ class Preset:
         """The tasks this preset can serve."""
         return TASKS if self.video2world else ("text2image",)
 
+    def dit(self, task: Task) -> nets.DitSpec:
+        """The denoiser that `task` ends in.
+
+        Raises:
+            InvalidRequestError: the preset has none for it.
+        """
+        dit = self.text2image if task == "text2image" else self.video2world
+        if dit is None:
+            raise InvalidRequestError(
+                f"preset {self.name} has no {task} network; it serves {', '.join(self.tasks)}"
+            )
+        return dit
+
     def size(self, task: Task, aspect_ratio: str) -> tuple[int, int]:
         """(width, height) in pixels that `task` has by default for an aspect ratio.
 
         Raises:
-            InvalidRequestError: the aspect ratio is not one of the table's.
+            InvalidRequestError: the task isn't served, or the aspect ratio is not one of the table's.
         """
+        self.dit(task)
         sizes = self.image_sizes if task == "text2image" else self.video_sizes
         if aspect_ratio not in sizes:
             raise InvalidRequestError(
@@ -62,11 +76,6 @@ class Preset:
         Raises:
             InvalidRequestError: too many frames or pixels, or a side beyond the position table.
         """
-        dit = self.text2image if task == "text2image" else self.video2world
-        if dit is None:
-            raise InvalidRequestError(
-                f"preset {self.name} has no {task} network; it serves {', '.join(self.tasks)}"
-            )
         most_frames = 1 if task == "text2image" else self.num_frames
         if shape.frames > most_frames:
             raise InvalidRequestError(
@@ -78,7 +87,7 @@ class Preset:
                 f"width {shape.width} x height {shape.height} is {pixels} pixels; "
                 f"preset {self.name} takes {most_pixels} at most"
             )
-        _, most_rows, most_columns = dit.max_grid
+        _, most_rows, most_columns = self.dit(task).max_grid
         _, rows, columns = shape.latent.grid
         if rows > most_rows or columns > most_columns:
             raise InvalidRequestError(

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import fields
+
+import pytest
+
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import PRESETS, TASKS, TOY, find_preset
+from predict2_spec.requests import (
+    DEFAULT_NEGATIVE_PROMPT,
+    FIELD_TYPES,
+    LIMITS,
+    REQUESTS,
+    Text2ImageRequest,
+    Text2WorldRequest,
+    Video2WorldRequest,
+)
+
+
+def test_defaults_are_the_originals():
+    picture = Text2ImageRequest(prompt="a")
+    clip = Video2WorldRequest(prompt="a", image=b"x")
+    world = Text2WorldRequest(prompt="a")
+    assert (picture.guidance, picture.negative_prompt, picture.num_steps) == (4.0, "", 35)
+    assert (clip.guidance, clip.negative_prompt) == (7.0, DEFAULT_NEGATIVE_PROMPT)
+    assert (world.guidance, world.image_guidance) == (7.0, 4.0)
+    assert (picture.seed, picture.aspect_ratio, clip.num_conditional_frames) == (0, "16:9", 1)
+
+
+def test_the_default_negative_prompt_is_the_originals_length():
+    assert (len(DEFAULT_NEGATIVE_PROMPT), len(DEFAULT_NEGATIVE_PROMPT.split())) == (538, 73)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"prompt": "a\0b"}, "prompt holds a zero byte"),
+        ({"prompt": "é" * 10_000}, f"prompt has 20000 bytes; the limit is {LIMITS.prompt_bytes}"),
+        ({"negative_prompt": "x" * 20_000}, "negative_prompt has 20000 bytes"),
+        ({"seed": -1}, "seed -1 must be between 0 and 4294967295"),
+        ({"seed": 2**32}, "seed 4294967296 must be between"),
+        ({"num_steps": 0}, "num_steps 0 must be between 1 and 100"),
+        ({"num_steps": -5}, "num_steps -5 must be"),
+        ({"num_steps": 10**9}, "num_steps 1000000000 must be"),
+        ({"guidance": float("nan")}, "guidance nan must be between 0 and 50"),
+        ({"guidance": float("inf")}, "guidance inf must be"),
+        ({"guidance": -1.0}, "guidance -1.0 must be"),
+        ({"width": 64}, "width 64 and height 0: give both or neither"),
+        ({"output_format": "bmp"}, "output_format 'bmp' is unknown; choose one of jpg, png"),
+        ({"solver": "heun"}, "solver 'heun' is unknown; choose one of ab2, euler"),
+    ],
+)
+def test_a_value_outside_its_limits_is_refused_by_name(values, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        Text2ImageRequest(**{"prompt": "a ball", **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give an image or a video to go on from: neither is given"),
+        ({"image": b"x", "video": b"y"}, "both are given"),
+        ({"image": b"x", "num_conditional_frames": 5}, "5 needs a video; a picture has one frame"),
+        ({"video": b"x", "num_conditional_frames": 3}, r"3 must be one of \(1, 5\)"),
+        ({"image": b"x", "num_frames": -4}, "num_frames -4 must be positive"),
+        ({"image": b"x" * (LIMITS.media_bytes + 1)}, f"the limit is {LIMITS.media_bytes}"),
+    ],
+)
+def test_an_input_that_cannot_be_gone_on_from_is_refused(values, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        Video2WorldRequest(prompt="a ball", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"aspect_ratio": "2:1"}, "aspect_ratio '2:1' is unknown; choose one of 1:1, 4:3"),
+        ({"aspect_ratio": "x" * 1000}, "aspect_ratio 'x+ is unknown"),
+        ({"width": 100, "height": 64}, "width 100 must be a positive multiple of 16"),
+        ({"width": 1024, "height": 1024}, "1048576 pixels; preset toy takes 7168 at most"),
+        ({"width": 1600, "height": 16}, "25600 pixels"),
+    ],
+)
+def test_a_size_the_preset_cannot_make_is_refused(values, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        Text2ImageRequest(prompt="a", **values).shape(TOY)
+
+
+def test_a_side_beyond_the_networks_positions_is_refused():
+    request = Text2ImageRequest(prompt="a", width=2000, height=16)
+    with pytest.raises(InvalidRequestError, match=r"grid of 125 x 1 tokens; .* end at 120 x 120"):
+        request.shape(find_preset("2b-720p-16fps"))
+
+
+def test_a_clip_needs_frames_left_to_generate_and_no_more_than_the_preset_has():
+    clip = {"prompt": "a", "video": b"x", "num_conditional_frames": 5}
+    with pytest.raises(InvalidRequestError, match="num_frames 5 must be more than num_cond"):
+        Video2WorldRequest(num_frames=5, **clip).shape(TOY)
+    with pytest.raises(InvalidRequestError, match="num_frames 17 is more than preset toy makes"):
+        Video2WorldRequest(num_frames=17, **clip).shape(TOY)
+    assert Video2WorldRequest(num_frames=9, **clip).shape(TOY).frames == 9
+
+
+def test_asking_for_another_member_of_the_family_says_which_one_is_served():
+    request = Text2ImageRequest(prompt="a", model_size="14B")
+    with pytest.raises(InvalidRequestError, match=r"14B was asked for, but .* preset toy"):
+        request.expect(TOY)
+    request.expect(find_preset("14b-720p-16fps"))
+    Text2ImageRequest(prompt="a").expect(TOY)
+
+
+def test_the_wire_knows_every_field_of_every_task():
+    for task in TASKS:
+        for field in fields(REQUESTS[task]):
+            default = field.default if isinstance(field.default, str | int | float | bytes) else ""
+            assert isinstance(default, FIELD_TYPES[field.name])
+
+
+def test_default_requests_fit_every_preset():
+    for preset in PRESETS.values():
+        for ratio in ("1:1", "4:3", "3:4", "16:9", "9:16"):
+            Text2ImageRequest(prompt="a", aspect_ratio=ratio).shape(preset)
+            if preset.video2world:
+                Text2WorldRequest(prompt="a", aspect_ratio=ratio).shape(preset)
+
+
+def test_a_preset_without_video_says_what_it_serves():
+    with pytest.raises(
+        InvalidRequestError, match=r"0\.6b has no video2world network; it serves text2image"
+    ):
+        Text2WorldRequest(prompt="a").shape(find_preset("0.6b"))
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    with pytest.raises(InvalidRequestError, match="preset '3b' is unknown; choose one of toy, "):
+        find_preset("3b")
