@@ -153,12 +153,12 @@ class RotaryTables(nn.Module):
     def forward(self, grid: tuple[int, int, int]) -> Tensor:
         """(T, h, w) -> cosines and sines [2, N, E/2] in fp32; tokens by frame, row, column."""
         frames, rows, columns = grid
-        angles = [
+        parts = [
             self.frames[:, :frames, None, None].expand(-1, -1, rows, columns, -1),
             self.rows[:, None, :rows, None].expand(-1, frames, -1, columns, -1),
             self.columns[:, None, None, :columns].expand(-1, frames, rows, -1, -1),
         ]
-        return torch.cat(angles, dim=-1).flatten(1, 3)
+        return torch.cat(parts, dim=-1).flatten(1, 3)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A cast of the whole network must not round the tables: the original keeps them in fp32.
