@@ -1,0 +1,62 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PRESET ?= toy
+CHECKPOINTS ?= build/checkpoints
+SERVED := build/served/$(PRESET)
+# Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check serve bench gpu kernels format clean
+
+help:  ## Print this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check -c constraints.txt -e ".[server,export,test,dev]"
+	touch $@
+
+setup: $(VENV)/.installed  ## Make the environment
+
+build/checkpoints/predict2-toy/text2image.safetensors: | $(VENV)/.installed
+	$(BIN)/predict2-export toy-weights --checkpoints build/checkpoints
+
+ifeq ($(PRESET),toy)
+$(SERVED)/repository.json: build/checkpoints/predict2-toy/text2image.safetensors
+endif
+.PHONY: $(SERVED)/repository.json
+$(SERVED)/repository.json: | $(VENV)/.installed
+	$(BIN)/predict2-export build --preset $(PRESET) --checkpoints $(CHECKPOINTS) --output $(SERVED)
+
+demo: $(SERVED)/repository.json  ## Generate a picture and a clip from text through a real Triton
+	$(BIN)/predict2-serve $(SERVED) --http-port 0 --grpc-port 0 --metrics-port 0 -- $(BIN)/predict2 demo --output_dir output/demo
+
+test: $(VENV)/.installed  ## Run every test that needs no GPU
+	$(BIN)/pytest -q -m "not gpu and not tensorrt and not weights"
+
+check: $(VENV)/.installed  ## Lint, formatting, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files '*.cu' '*.cuh' '*.h' '*.cpp' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ctrl-C
+	$(BIN)/predict2-serve $(SERVED)
+
+bench: build/served/toy/repository.json  ## Measure the toy server on this machine; results go to benchmarks/results
+	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- $(BIN)/python benchmarks/serving/bench_tasks.py
+
+gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to benchmarks/results
+	$(PYTHON) benchmarks/gpu.py
+
+format: $(VENV)/.installed  ## Rewrite files the way `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cu' '*.cuh' '*.h' '*.cpp' | xargs -r $(BIN)/clang-format -i
+
+clean:  ## Remove everything that make made
+	rm -rf $(VENV) build output
