@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gRPC server that speaks Triton's protocol and answers from plain functions."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
+
+from predict2_spec.results import Event, Metadata
+
+METADATA = Metadata(
+    task="text2image",
+    prompt="a ball",
+    negative_prompt="",
+    seed=3,
+    guidance=4.0,
+    num_steps=35,
+    solver="ab2",
+    width=64,
+    height=48,
+    num_frames=1,
+    fps=0,
+    media_type="image/jpeg",
+    preset="toy",
+    level="exact",
+    precision="fp32",
+    version="0.1.0",
+)
+
+
+def _text(value):
+    return serialize_byte_tensor(np.array([value.encode()], dtype=np.object_)).item()
+
+
+def event_response(stage="denoise", step=1, of=2):
+    """What the server sends after a step."""
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="event", datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(_text(Event(stage, step, of, 0.5).to_json()))
+    return response
+
+
+def result_response(media=b"picture", metadata=METADATA, frames=None):
+    """What the server sends at the end."""
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="media", datatype="UINT8", shape=[len(media)])
+    response.raw_output_contents.append(media)
+    response.outputs.add(name="metadata", datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(_text(metadata.to_json()))
+    if frames is not None:
+        response.outputs.add(name="frames", datatype="UINT8", shape=frames.shape)
+        response.raw_output_contents.append(frames.tobytes())
+    return response
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`unary` answers a request; `stream` yields what a decoupled model sends; both may abort."""
+
+    def __init__(self):
+        self.url = ""
+        self.ready = True
+        self.requests = []
+        self.headers = {}
+        self.ended_early = threading.Event()  # the caller went away before the answer was complete
+        self.unary = lambda request, context: result_response()
+        self.stream = lambda request, context: iter((event_response(), result_response()))
+
+    def ServerReady(self, request, context):  # noqa: N802, the protocol's name
+        return service_pb2.ServerReadyResponse(ready=self.ready)
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        self._begin(request, context)
+        return self.unary(request, context)
+
+    def ModelStreamInfer(self, requests, context):  # noqa: N802
+        for request in requests:
+            self._begin(request, context)
+            for answer in self.stream(request, context):
+                if isinstance(answer, str):
+                    yield service_pb2.ModelStreamInferResponse(error_message=answer)
+                else:
+                    yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+    def wait_for_end(self, context):
+        """Work on until the caller goes away, for ten seconds at most."""
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        if gone.wait(10):
+            self.ended_early.set()
+
+    def _begin(self, request, context):
+        self.requests.append(request)
+        self.headers = dict(context.invocation_metadata())
+
+
+@pytest.fixture
+def server():
+    fake = FakeTriton()
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    running = grpc.server(ThreadPoolExecutor(4), options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, running)
+    fake.url = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
+    fake.stop = lambda: running.stop(0).wait()
+    running.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def respond():
+    """The builders of responses, for tests of their own answers."""
+
+    class Respond:
+        event = staticmethod(event_response)
+        result = staticmethod(result_response)
+        metadata = METADATA
+
+    return Respond

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client over a real gRPC connection to a server that speaks Triton's protocol."""
+
+import _thread
+import socket
+import threading
+import time
+
+import grpc
+import pytest
+
+from predict2_client import Client
+from predict2_spec.errors import (
+    InvalidRequestError,
+    RequestCancelledError,
+    ServerError,
+    ServerUnavailableError,
+)
+from predict2_spec.requests import Text2ImageRequest
+
+REQUEST = Text2ImageRequest(prompt="a ball")
+
+
+def ignore(event):
+    pass
+
+
+MODES = pytest.mark.parametrize("on_event", [None, ignore], ids=["unary", "stream"])
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.url) as client:
+        yield client
+
+
+def work_until_cancelled(server, respond):
+    """Make the fake server start, then work until its caller is gone."""
+
+    def unary(request, context):
+        server.wait_for_end(context)
+        return respond.result()
+
+    def stream(request, context):
+        yield respond.event()
+        server.wait_for_end(context)
+
+    server.unary, server.stream = unary, stream
+
+
+@MODES
+def test_result_comes_back(client, respond, on_event):
+    result = client.generate(REQUEST, on_event)
+    assert result.media == b"picture"
+    assert result.metadata == respond.metadata
+
+
+def test_without_events_the_task_model_is_called(client, server):
+    client.generate(REQUEST)
+    assert server.requests[0].model_name == "text2image"
+
+
+def test_with_events_the_streaming_model_is_called_for_status_codes(client, server):
+    client.generate(REQUEST, ignore)
+    assert server.requests[0].model_name == "generate"
+    assert server.headers["triton_grpc_error"] == "true"
+
+
+def test_events_arrive_in_order_in_the_callers_thread(client, server, respond):
+    server.stream = lambda r, c: iter(
+        (respond.event(step=1), respond.event(step=2), respond.result())
+    )
+    seen = []
+    client.generate(REQUEST, lambda event: seen.append((event.step, threading.current_thread())))
+    assert seen == [(1, threading.main_thread()), (2, threading.main_thread())]
+
+
+@MODES
+def test_refused_request_raises_with_the_servers_words(client, server, on_event):
+    def refuse(request, context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "seed is odd")
+
+    server.unary = refuse
+    server.stream = lambda request, context: iter(refuse(request, context) or ())
+    with pytest.raises(InvalidRequestError, match=r"^seed is odd$"):
+        client.generate(REQUEST, on_event)
+
+
+def test_stream_error_without_a_status_raises(client, server):
+    server.stream = lambda request, context: iter(("Request for unknown model: 'x' is not found",))
+    with pytest.raises(ServerUnavailableError, match="unknown model"):
+        client.generate(REQUEST, ignore)
+
+
+def test_stream_that_ends_without_a_result_raises(client, server, respond):
+    server.stream = lambda request, context: iter((respond.event(),))
+    with pytest.raises(ServerError, match="without a result"):
+        client.generate(REQUEST, ignore)
+
+
+@MODES
+def test_time_limit_cancels_on_the_server(client, server, respond, on_event):
+    work_until_cancelled(server, respond)
+    began = time.monotonic()
+    with pytest.raises(RequestCancelledError, match="time limit"):
+        client.generate(REQUEST, on_event, timeout_s=0.3)
+    assert time.monotonic() - began < 3
+    assert server.ended_early.wait(3)
+
+
+@MODES
+def test_ctrl_c_cancels_on_the_server(client, server, respond, on_event):
+    work_until_cancelled(server, respond)
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        client.generate(REQUEST, on_event)
+    assert server.ended_early.wait(3)
+
+
+def test_exception_of_the_callback_comes_out_and_cancels_on_the_server(client, server, respond):
+    work_until_cancelled(server, respond)
+
+    def fail(event):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        client.generate(REQUEST, fail)
+    assert server.ended_early.wait(3)
+
+
+@MODES
+def test_client_serves_on_after_a_cancelled_request(client, server, respond, on_event):
+    before = server.unary, server.stream
+    work_until_cancelled(server, respond)
+    with pytest.raises(RequestCancelledError):
+        client.generate(REQUEST, on_event, timeout_s=0.2)
+    server.unary, server.stream = before
+    assert client.generate(REQUEST, on_event).media == b"picture"
+
+
+@MODES
+def test_server_gone_in_the_middle_is_unavailable(on_event):
+    empty_http2_settings = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # all a gRPC client waits for
+
+    def accept_and_die(listener):
+        connection, _ = listener.accept()
+        connection.sendall(empty_http2_settings)
+        time.sleep(0.3)
+        connection.close()
+        listener.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept_and_die, args=(listener,)).start()
+        with (
+            Client(f"127.0.0.1:{listener.getsockname()[1]}") as client,
+            pytest.raises(ServerUnavailableError, match="unavailable"),
+        ):
+            client.generate(REQUEST, on_event)
+
+
+@MODES
+def test_no_server_is_unavailable_and_named(server, on_event):
+    server.stop()
+    with Client(server.url) as client, pytest.raises(ServerUnavailableError, match=server.url):
+        client.generate(REQUEST, on_event)
+
+
+def test_finished_request_is_not_cancelled(client, server, respond):
+    finished = threading.Event()
+
+    def stream(request, context):
+        yield respond.result()
+        time.sleep(0.2)
+        if context.is_active():
+            finished.set()
+
+    server.stream = stream
+    client.generate(REQUEST, ignore)
+    assert finished.is_set()
+
+
+def test_requests_of_several_threads_run_one_after_the_other(client, server, respond):
+    running, most = [], []
+
+    def unary(request, context):
+        running.append(request)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return respond.result()
+
+    server.unary = unary
+    threads = [threading.Thread(target=client.generate, args=(REQUEST,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]
+
+
+def sent_values(server):
+    request = server.requests[0]
+    return dict(zip((t.name for t in request.inputs), request.raw_input_contents, strict=True))
+
+
+def test_large_inputs_and_results_pass(client, server, respond):
+    size = 20 * 1024 * 1024
+    server.unary = lambda request, context: respond.result(bytes(size))
+    result = client.video2world("on", video=b"x" * size)
+    assert len(result.media) == size
+    assert len(sent_values(server)["video"]) == size
+
+
+def test_input_path_becomes_the_image(client, server, tmp_path):
+    (tmp_path / "a.JPG").write_bytes(b"\xff\xd8")
+    client.video2world("on", tmp_path / "a.JPG", seed=4)
+    assert sent_values(server)["image"] == b"\xff\xd8"
+
+
+def test_fields_reach_the_request(client, server):
+    client.text2world("on", num_frames=9, image_guidance=1.0)
+    assert server.requests[0].model_name == "text2world"
+    assert {"num_frames", "image_guidance"} <= set(sent_values(server))
+
+
+def test_bad_field_is_refused_before_anything_is_sent(client, server):
+    with pytest.raises(InvalidRequestError, match="num_steps 0"):
+        client.text2image("a ball", num_steps=0)
+    assert server.requests == []
+
+
+def test_ready_when_the_server_is(client, server):
+    assert client.is_ready()
+    server.ready = False
+    assert not client.is_ready()
+
+
+def test_waiting_ends_when_the_server_becomes_ready(client, server):
+    server.ready = False
+    threading.Timer(0.3, setattr, (server, "ready", True)).start()
+    client.wait_until_ready(10)
+    assert client.is_ready()
+
+
+def test_waiting_gives_up_after_its_limit(server):
+    server.stop()
+    with Client(server.url) as client, pytest.raises(ServerUnavailableError, match=r"after 0\.1 s"):
+        client.wait_until_ready(0.1)
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", "host:port", "", "a b:80"])
+def test_url_that_is_no_host_and_port_is_refused(url):
+    with pytest.raises(InvalidRequestError, match=r"such as 127\.0\.0\.1:8001"):
+        Client(url)
+
+
+@pytest.mark.parametrize("url", ["localhost:8001", "[::1]:8001", "gpu-7.example.org:80"])
+def test_url_of_host_and_port_is_taken(url):
+    with Client(url) as client:
+        assert client.url == url
+
+
+def test_proxy_of_the_machine_is_not_used_for_the_machine_itself(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Client(server.url) as client:
+        assert client.is_ready()
