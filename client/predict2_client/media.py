@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -69,7 +70,7 @@ def write_whole(path: AnyPath, data: bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, because a rename across file systems would be a copy.
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(data)
         part.replace(target)

@@ -73,28 +73,27 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelInfer(self, request, context):  # noqa: N802
-        self._begin(request, context)
-        return self.unary(request, context)
+        answered = self._begin(request, context)
+        answer = self.unary(request, context)
+        answered.set()
+        return answer
 
     def ModelStreamInfer(self, requests, context):  # noqa: N802
         for request in requests:
-            self._begin(request, context)
+            answered = self._begin(request, context)
             for answer in self.stream(request, context):
                 if isinstance(answer, str):
                     yield service_pb2.ModelStreamInferResponse(error_message=answer)
                 else:
                     yield service_pb2.ModelStreamInferResponse(infer_response=answer)
-
-    def wait_for_end(self, context):
-        """Work on until the caller goes away, for ten seconds at most."""
-        gone = threading.Event()
-        context.add_callback(gone.set)
-        if gone.wait(10):
-            self.ended_early.set()
+            answered.set()
 
     def _begin(self, request, context):
         self.requests.append(request)
         self.headers = dict(context.invocation_metadata())
+        answered = threading.Event()
+        context.add_callback(lambda: answered.is_set() or self.ended_early.set())
+        return answered
 
 
 @pytest.fixture
