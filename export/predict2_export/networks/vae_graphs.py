@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VAE as four graphs for `torch.onnx.export`: encoder and decoder, first and later chunks."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.export import Dim
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.video import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
+from .export_graph import ExportGraph
 from .vae import IMAGE_CHANNELS, Vae, check_multiple
 
 _LATENT_FRAMES, _LATENT_HEIGHT, _LATENT_WIDTH = (
@@ -42,17 +42,6 @@ class DecoderGraph(nn.Module):
         """(latents, caches...) -> (frames, caches...), shaped as in `Vae.decode_chunk`."""
         frames, kept = self.vae.decode_chunk(latents, caches or None)
         return frames, *kept
-
-
-@dataclass(frozen=True)
-class ExportGraph:
-    """A graph to lower, in the words of `torch.onnx.export(dynamo=True)`."""
-
-    module: nn.Module
-    args: tuple[Tensor, ...]  # examples
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    dynamic_shapes: tuple[Any, ...]
 
 
 def export_graphs(vae: Vae, height: int, width: int) -> dict[str, dict[str, ExportGraph]]:

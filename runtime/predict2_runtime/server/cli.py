@@ -52,8 +52,15 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
     )
     parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
-    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The options; `command` is what stands after --."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args = _parser().parse_args(argv[:cut])
+    args.command = argv[cut + 1 :]
+    return args
 
 
 class _Signals:
@@ -139,7 +146,7 @@ def _stop(process: subprocess.Popen[bytes], exit_timeout_s: float, signals: _Sig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `predict2-serve`; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         checks.check_repository(args.repository)
         checks.check_shared_memory()

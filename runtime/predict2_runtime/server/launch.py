@@ -43,18 +43,24 @@ def server_command(
         f"--exit-timeout-secs={exit_timeout_s}",
         f"--log-info={str(verbose).lower()}",
     ]
+    if not Path(
+        "/dev/nvidiactl"
+    ).exists():  # no GPU: don't look for one, its absence reads like an error
+        command += ["--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false"]
     if triton.backends:
         command.append(f"--backend-directory={triton.backends}")
     return command
 
 
 def server_environment(triton: Tritonserver, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment Triton's Python models see: this interpreter's own import path."""
+    """The environment in which Triton's Python models see what this interpreter sees."""
     result = dict(environment)
     if triton.library_path:
         result["LD_LIBRARY_PATH"] = triton.library_path
-        # The stub embeds libpython and knows nothing of virtual environments or editable installs.
-        result["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # The models' embedded Python ignores PYTHONPATH; it takes the first python3 on PATH for itself and
+        # so finds the virtual environment that one belongs to.
+        folder = str(Path(sys.executable).parent)
+        result["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
     return result
 
 

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From checkpoints to a served repository: lower, verify, install. Resumable; nothing half-written is served."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from predict2_runtime.engines import open_engine, read_manifest
+from predict2_runtime.repository import VERSION_FOLDER, write_preset
+from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
+from predict2_spec import tensors
+from predict2_spec.errors import CheckpointError, EngineMismatchError
+from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
+from predict2_spec.presets import Preset
+
+from .networks.export_graph import ExportGraph
+from .recipes import Recipe, recipes
+from .to_onnx import describe, write_onnx
+from .verify import verify
+
+KIND = "onnxruntime"
+_SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
+Report = Callable[[str], None]  # is told one line of progress
+
+
+def build(
+    preset: Preset, checkpoints: Path, templates: Path, output: Path, report: Report, only: str = ""
+) -> None:
+    """Make `output` a repository that serves `preset`.
+
+    Engines already there from the same checkpoint and the same software are kept, so an interrupted build
+    goes on where it stopped.
+
+    Args:
+        preset: what to serve.
+        checkpoints: folder with the files the preset names.
+        templates: the model_repository folder: config.pbtxt and model.py of every model.
+        output: the repository; made when it's missing.
+        report: is told what is going on.
+        only: build this stage's engine and leave the rest as it is.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or holds other weights.
+        VerificationError: an engine's answers are not the torch module's; it isn't installed.
+    """
+    todo = [recipe for recipe in recipes(preset, checkpoints) if only in ("", recipe.network)]
+    _check_files(preset, checkpoints, todo)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, recipe in enumerate(todo, start=1):
+
+        def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
+            report(f"{place}: {line}")
+
+        _build_stage(preset, recipe, checkpoints, templates, output, tell)
+    for name in (*preset.tasks, tensors.GENERATE.name):
+        with _replacing(output / name) as folder:
+            shutil.copytree(templates / name, folder, dirs_exist_ok=True)
+    write_preset(output, preset)
+
+
+def _check_files(preset: Preset, checkpoints: Path, todo: list[Recipe]) -> None:
+    needed = {recipe.checkpoint for recipe in todo} | {checkpoints / preset.tokenizer_path}
+    missing = sorted(str(path) for path in needed if not path.exists())
+    if missing:
+        raise CheckpointError(
+            f"preset {preset.name} needs {', '.join(missing)}; see docs/export.md for where to get it"
+        )
+
+
+def _build_stage(
+    preset: Preset, recipe: Recipe, checkpoints: Path, templates: Path, output: Path, tell: Report
+) -> None:
+    name = recipe.network
+    tell(f"reading {recipe.checkpoint}")
+    checkpoint_sha256 = digest([recipe.checkpoint])
+    key = _recipe_key(recipe, checkpoint_sha256)
+    if _is_current(output / name / VERSION_FOLDER, name, key):
+        tell("already built from this checkpoint, kept")
+        return
+    with _replacing(output / name) as folder:
+        shutil.copytree(templates / name, folder, dirs_exist_ok=True)
+        engine = folder / VERSION_FOLDER
+        if name == tensors.TEXT_ENCODER.name:
+            shutil.copyfile(checkpoints / preset.tokenizer_path, engine / TOKENIZER_FILE)
+        graphs = recipe.graphs(recipe.checkpoint)
+        manifest = Manifest(
+            network=name,
+            preset=preset.name,
+            kind=KIND,
+            precision=recipe.precision,
+            device="cpu",
+            checkpoint_sha256=checkpoint_sha256,
+            recipe=key,
+            versions={package: version(package) for package in _SOFTWARE},
+            graphs=_lower(graphs, engine, tell),
+        )
+        _write(engine, manifest)
+        _write(engine, _verified(manifest, recipe, graphs, engine, tell))
+
+
+def _lower(graphs: dict[str, ExportGraph], engine: Path, tell: Report) -> dict[str, Graph]:
+    written = {}
+    for name, graph in graphs.items():
+        tell(f"lowering {name} to ONNX")
+        path = engine / f"{name}.onnx"
+        write_onnx(graph, path)
+        written[name] = _describe_files(path)
+    return written
+
+
+def _describe_files(path: Path) -> Graph:
+    inputs, outputs = describe(path)
+    data = path.with_name(path.name + ".data")
+    return Graph(
+        file=path.name,
+        sha256=digest([path]),
+        size_bytes=path.stat().st_size,
+        inputs=inputs,
+        outputs=outputs,
+        data_file=data.name,
+        data_sha256=digest([data]),
+        data_size_bytes=data.stat().st_size,
+    )
+
+
+def _verified(
+    manifest: Manifest, recipe: Recipe, graphs: dict[str, ExportGraph], engine: Path, tell: Report
+) -> Manifest:
+    opened = open_engine(engine, recipe.network)
+    results = {}
+    for name, graph in graphs.items():
+        result = verify(f"{recipe.network}/{name}", graph, opened.graphs[name], recipe.limits)
+        tell(f"{name} agrees with torch: cosine {result.cosine:.7f}, error {result.max_error:.1e}")
+        results[name] = result
+    return replace(manifest, verification=results)
+
+
+def _write(engine: Path, manifest: Manifest) -> None:
+    (engine / MANIFEST_FILE).write_text(manifest.to_json())
+
+
+def _recipe_key(recipe: Recipe, checkpoint_sha256: str) -> str:
+    """Digest of everything that shapes the engine: weights, numbers, this package's code, the tools."""
+    sha = hashlib.sha256(f"{recipe.network} {recipe.spec} {recipe.precision}".encode())
+    sha.update(checkpoint_sha256.encode())
+    sha.update(digest(sorted(Path(__file__).parent.rglob("*.py"))).encode())
+    sha.update(str([version(package) for package in _SOFTWARE]).encode())
+    return sha.hexdigest()
+
+
+def _is_current(engine: Path, network: str, key: str) -> bool:
+    try:
+        manifest = read_manifest(engine)
+        if manifest.recipe != key or manifest.verification.keys() != manifest.graphs.keys():
+            return False
+        open_engine(engine, network)
+    except EngineMismatchError:
+        return False
+    return True
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block succeeds and vanishes when it fails."""
+    # Beside the repository, not in it: Triton takes every folder of a repository for a model.
+    staging = folder.parent.with_name(f".{folder.parent.name}.{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 over the contents of files, and of folders' files in the order of their names."""
+    sha = hashlib.sha256()
+    for path in paths:
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as stream:
+                while block := stream.read(2**24):
+                    sha.update(block)
+    return sha.hexdigest()
