@@ -86,6 +86,10 @@ class CausalConv3d(nn.Conv3d, Causal):
         return super().forward(frames)
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RmsNorm(nn.Module):
     """y = x / max(|x|, 1e-12) * sqrt(C) * gamma, where |x| is the 2-norm over the C channels."""
 
@@ -97,7 +101,7 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape, in the dtype of x throughout as the original does."""
         scale: float = len(self.gamma) ** 0.5
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        norm = _at_least_float32(x).square().sum(dim=1, keepdim=True).sqrt().to(x.dtype)
         y: Tensor = x / norm.clamp_min(1e-12) * scale * self.gamma
         return y
 
@@ -144,10 +148,13 @@ class FrameAttention(nn.Module):
         return x + _per_frame(self._attend, x)
 
     def _attend(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)
-        q, k, v = qkv.chunk(3, dim=-1)  # [N, 1 head, H * W, C] each
-        attended = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = self.proj(attended.squeeze(1).transpose(1, 2).reshape(x.shape))
+        # Written out: a head this wide has no fused kernel, and TensorRT refuses the operator then.
+        # As in a fused kernel, the scores are float32.
+        frames, width, *size = x.shape
+        qkv = self.to_qkv(self.norm(x)).reshape(frames, 3, width, -1)  # [N, 3, C, H * W]
+        q, k = _at_least_float32(qkv[:, 0]), _at_least_float32(qkv[:, 1])
+        weights = ((q * width**-0.5).transpose(1, 2) @ k).softmax(-1).to(x.dtype)
+        y: Tensor = self.proj((qkv[:, 2] @ weights.transpose(1, 2)).reshape(frames, width, *size))
         return y
 
 
