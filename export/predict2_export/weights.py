@@ -29,6 +29,18 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # How torch.save's files began before they were zip archives; some T5 files on the hub still do.
 _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _ZIP_MAGIC = b"PK\x03\x04"
+# What torch's and zipfile's readers raise on damaged bytes, found by flipping bytes at random.
+_DAMAGE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
 _NUM_LISTED = 3  # keys of one kind that an error message spells out
 
 
@@ -121,7 +133,7 @@ def _read_torch(path: Path) -> StateDict:
             f"{path} asks for more than plain tensors, which could run code while it is read; "
             "save its tensors alone, as safetensors, where you trust the file"
         ) from error
-    except (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         raise _damaged(path, error) from error
     tensors = _tensors(values)
     if not tensors:
@@ -139,7 +151,7 @@ def _is_zip(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY_MAGIC))
         zipped = zipfile.is_zipfile(path)
-    except OSError as error:
+    except _DAMAGE as error:
         raise _damaged(path, error) from error
     if start.startswith(_ZIP_MAGIC) and not zipped:
         raise CheckpointError(f"{path} is cut short; download it again")
