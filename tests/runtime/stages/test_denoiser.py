@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from predict2_runtime.stages.denoiser import Denoiser
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import DIT_TOY_TEXT2IMAGE, DIT_TOY_VIDEO2WORLD
+
+WIDTH = DIT_TOY_TEXT2IMAGE.text_width
+
+
+def engine(inputs):
+    """A network whose velocity is its input plus a little of the text, and that insists on its input names."""
+    latents, embeds = inputs["hidden_states"], inputs["encoder_hidden_states"]
+    assert inputs["timestep"].shape == (latents.shape[0], latents.shape[2])
+    return {"velocity": 0.1 * latents + embeds.mean((1, 2)).reshape(-1, 1, 1, 1, 1)}
+
+
+def step_inputs(frames=1, height=4, width=6, **changes):
+    rng = np.random.RandomState(0)
+    inputs = {
+        "latents": rng.randn(16, frames, height, width).astype(np.float32),
+        "previous_x0": np.zeros((16, frames, height, width), np.float32),
+        "step": np.array([0]),
+        "num_steps": np.array([35]),
+        "guidance": np.array([4.0]),
+        "prompt_embeds": np.ones((5, WIDTH), np.float32),
+        "negative_prompt_embeds": np.zeros((5, WIDTH), np.float32),
+    }
+    return {**inputs, **changes}
+
+
+PICTURE = Denoiser(DIT_TOY_TEXT2IMAGE, engine)
+CLIP = Denoiser(DIT_TOY_VIDEO2WORLD, engine)
+
+
+def test_a_step_depends_on_its_inputs_alone():
+    first = PICTURE(step_inputs())
+    PICTURE(step_inputs(latents=np.ones((16, 1, 4, 6), np.float32)))
+    again = PICTURE(step_inputs())
+    assert np.array_equal(first["latents"], again["latents"])
+    assert np.array_equal(first["x0"], again["x0"])
+
+
+def test_the_last_step_returns_the_clean_prediction():
+    outputs = PICTURE(step_inputs(step=np.array([35])))
+    assert np.array_equal(outputs["latents"], outputs["x0"])
+
+
+def test_conditional_frames_are_kept_in_x0():
+    condition = np.full((16, 2, 4, 6), 3, np.float32)
+    outputs = CLIP(step_inputs(frames=4, condition_latents=condition))
+    assert np.array_equal(outputs["x0"][:, :2], condition)
+
+
+def test_the_solver_can_be_chosen():
+    late = {"step": np.array([3]), "previous_x0": np.ones((16, 1, 4, 6), np.float32)}
+    ab2 = PICTURE(step_inputs(**late))
+    euler = PICTURE(step_inputs(**late, solver=["euler"]))
+    assert not np.allclose(ab2["latents"], euler["latents"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": np.array([36])}, "step 36 must be between 0 and 35"),
+        ({"step": np.array([-1])}, "step -1 must be"),
+        ({"num_steps": np.array([0])}, "num_steps 0 must be between 1 and 100"),
+        ({"solver": ["magic"]}, "solver 'magic' is unknown"),
+        ({"latents": np.zeros((16, 1, 5, 6), np.float32)}, "sides must be even"),
+        ({"latents": np.zeros((16, 0, 4, 6), np.float32)}, r"token grid of \(0, 2, 3\)"),
+        ({"latents": np.zeros((16, 1, 66, 6), np.float32)}, r"within \(16, 32, 32\)"),
+        ({"previous_x0": np.zeros((16, 1, 4, 4), np.float32)}, "must have the shape of latents"),
+        ({"prompt_embeds": np.zeros((5, 3), np.float32)}, r"must be \[tokens, 64\]"),
+        (
+            {"condition_latents": np.zeros((16, 2, 4, 6), np.float32)},
+            "must be the first frames of latents",
+        ),
+    ],
+)
+def test_inputs_the_network_cannot_take_are_refused(changes, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        CLIP(step_inputs(**changes))
