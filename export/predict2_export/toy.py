@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeded random weights and a byte tokenizer for the toy preset, laid out as released checkpoints are."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+
+from predict2_spec.presets import TOY
+
+from .networks.dit import Dit
+from .networks.text_encoder import TextEncoder
+from .networks.vae import Vae
+from .weights import StateDict
+
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in every T5 vocabulary
+
+# Standard deviations are 1/sqrt(inputs), times these for the layers whose whole name matches.
+_DIT_GAINS = {
+    # Training starts from zeros here, which close every gate: text and time would do nothing.
+    r".*adaln_modulation.*\.2|t_embedder\.1\.linear_2": 0.3,
+}
+_TEXT_ENCODER_GAINS = {
+    r".*\.q": TOY.text_encoder.head_dim**-0.5,  # T5's attention doesn't divide its logits
+    r".*\.embed_tokens": math.sqrt(TOY.text_encoder.width),  # rows of a table, not sums of inputs
+}
+
+
+def write_toy_checkpoint(folder: Path, seed: int = 0) -> None:
+    """Write the toy preset's files, at the paths in `folder` that the preset names.
+
+    The weights are random, so the pictures mean nothing; all else works as with trained ones.
+    Every file appears whole or not at all, and replaces one that is there.
+
+    Args:
+        folder: the checkpoint folder; made when missing.
+        seed: 0 or more; equal seeds write equal weights.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    for path, state in toy_state_dicts(seed).items():
+        with whole_file(folder / path) as part:
+            part.write_bytes(save(state))  # save_file would hide it from other users
+    with whole_file(folder / TOY.tokenizer_path) as part:
+        part.write_text(byte_tokenizer().to_str(pretty=True), encoding="utf-8")
+
+
+def toy_state_dicts(seed: int) -> dict[str, StateDict]:
+    """Random float32 weights by the preset's paths, under the names that released files have."""
+    assert TOY.video2world is not None
+    text2image, video2world = Dit(TOY.text2image), Dit(TOY.video2world)
+    vae, text_encoder = Vae(TOY.vae), TextEncoder(TOY.text_encoder)
+    # A seed for each, so that a change to one network leaves the others' weights as they were.
+    randomize(text2image, 4 * seed, _DIT_GAINS)
+    randomize(video2world, 4 * seed + 1, _DIT_GAINS)
+    randomize(vae, 4 * seed + 2, {})
+    randomize(text_encoder, 4 * seed + 3, _TEXT_ENCODER_GAINS)
+    return {
+        TOY.text2image_path: {f"net.{k}": v for k, v in text2image.state_dict().items()},
+        TOY.video2world_path: {f"net.{k}": v for k, v in video2world.state_dict().items()},
+        TOY.vae_path: vae.state_dict(),
+        TOY.text_encoder_path: {
+            "shared.weight" if k == "encoder.embed_tokens.weight" else k: v
+            for k, v in text_encoder.state_dict().items()
+        },
+    }
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, seed: int, gains: Mapping[str, float]) -> None:
+    """Give a module normal weights of deviation 1/sqrt(inputs), norms of 1 and biases of 0.
+
+    Args:
+        module: changed in place.
+        seed: equal seeds give equal weights.
+        gains: factors on the deviation of layers, by a pattern of their whole name.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        if kind == "bias":
+            parameter.zero_()
+        elif parameter.numel() == len(parameter):  # a norm's weight, one number a channel
+            parameter.fill_(1.0)
+        else:
+            inputs = parameter[0].numel()
+            gain = math.prod(g for pattern, g in gains.items() if re.fullmatch(pattern, layer))
+            parameter.normal_(0.0, gain / math.sqrt(inputs), generator=generator)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer of UTF-8 bytes: byte b has id b + 3, every prompt ends in `</s>`, nothing merges."""
+    symbols = (*SPECIAL_TOKENS, *byte_symbols())
+    ids = {symbol: number for number, symbol in enumerate(symbols)}
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=[], unk_token="<unk>"))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
+    )
+    return tokenizer
+
+
+def byte_symbols() -> list[str]:
+    """The character that byte-level tokenizers write for each byte, by GPT-2's rule.
+
+    Printable Latin-1 bytes are their own character; the others, in order, follow from U+0100.
+    """
+    symbols: list[str] = []
+    for byte in range(256):
+        printable = 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173)
+        others = sum(ord(symbol) > 255 for symbol in symbols)
+        symbols.append(chr(byte if printable else 256 + others))
+    return symbols
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it on success and removed on failure.
+
+    Raises:
+        OSError: the folder or the file can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
