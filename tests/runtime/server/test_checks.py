@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+import socket
+
+import pytest
+
+from predict2_runtime.repository import write_preset
+from predict2_runtime.server import checks
+from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.manifest import MANIFEST_FILE, Manifest
+from predict2_spec.presets import TOY
+
+
+def test_a_missing_repository_says_how_to_make_one(tmp_path):
+    with pytest.raises(EngineMismatchError, match="does not exist; make one with `predict2-export"):
+        checks.check_repository(tmp_path / "none")
+
+
+def test_an_empty_repository_says_so(tmp_path):
+    with pytest.raises(EngineMismatchError, match="is empty; make one with"):
+        checks.check_repository(tmp_path)
+
+
+def test_a_folder_of_other_things_is_no_repository(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(EngineMismatchError, match="is no repository made by predict2-export"):
+        checks.check_repository(tmp_path)
+
+
+def test_an_engine_of_another_preset_is_found_before_triton_starts(tmp_path):
+    write_preset(tmp_path, TOY)
+    folder = tmp_path / "vae_decoder" / "1"
+    folder.mkdir(parents=True)
+    manifest = Manifest(
+        "vae_decoder", "2b-720p-16fps", "onnxruntime", "fp32", "cpu", "", "", {}, {}
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.to_json())
+    with pytest.raises(
+        EngineMismatchError, match="of preset 2b-720p-16fps, the repository is for toy"
+    ):
+        checks.check_repository(tmp_path)
+
+
+def test_a_stage_without_engine_is_found_before_triton_starts(tmp_path):
+    write_preset(tmp_path, TOY)
+    (tmp_path / "vae_decoder" / "1").mkdir(parents=True)
+    with pytest.raises(EngineMismatchError, match=r"no engine in .*vae_decoder"):
+        checks.check_repository(tmp_path)
+
+
+def test_a_taken_port_is_named_with_its_option():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerUnavailableError, match=f"grpc-port {port} .* with --grpc-port"):
+            checks.check_ports("127.0.0.1", {"grpc-port": port})
+
+
+def test_an_address_that_is_not_here_is_refused():
+    with pytest.raises(ServerUnavailableError, match=r"on 192\.0\.2\.1 can.t be used"):
+        checks.check_ports("192.0.2.1", {"http-port": 8000})
+
+
+def test_a_free_port_is_free():
+    checks.check_ports("127.0.0.1", {"http-port": checks.free_port("127.0.0.1")})
+
+
+def test_too_little_shared_memory_says_how_to_get_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(checks, "SHARED_MEMORY", tmp_path / "none")
+    with pytest.raises(ServerUnavailableError, match="has 0 MiB free; the server needs 64"):
+        checks.check_shared_memory()
