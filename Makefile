@@ -9,7 +9,7 @@ SERVED := build/served/$(PRESET)
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench gpu kernels format clean
+.PHONY: help setup demo test check serve bench gpu format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -48,10 +48,19 @@ serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ct
 	$(BIN)/predict2-serve $(SERVED)
 
 bench: build/served/toy/repository.json  ## Measure the toy server on this machine; results go to benchmarks/results
-	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- $(BIN)/python benchmarks/serving/bench_tasks.py
+	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- sh -c '$(BIN)/python -m benchmarks.serving.bench_tasks --url $$PREDICT2_URL --repository build/served/toy'
+	$(BIN)/python -m benchmarks.report
 
+# Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.
+GPU_PATH := spec:kernels:runtime:export:client
 gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to benchmarks/results
-	$(PYTHON) benchmarks/gpu.py
+	cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/gpu
+	cmake --install build/gpu --prefix kernels
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m pytest -q -m gpu tests/kernels tests/export/networks/test_on_gpu.py
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_cfg_ab2_step
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.engines.bench_dit
+	$(PYTHON) -m benchmarks.report
 
 format: $(VENV)/.installed  ## Rewrite files the way `make check` wants them
 	$(BIN)/ruff check --fix .

@@ -191,8 +191,8 @@ def rotary_table(angles: Tensor) -> Tensor:
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn channel j of [B, heads, N, E] with channel j + E/2, in fp32 at least, back in its dtype."""
-    cos, sin = rotation.unbind(0)
-    first, second = x.chunk(2, dim=-1)
+    cos, sin = rotation[0], rotation[1]
+    first, second = parts(x, 2)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return turned.to(x.dtype)
 
@@ -203,9 +203,9 @@ class Block(nn.Module):
     def __init__(self, spec: DitSpec) -> None:
         super().__init__()
         width, rank = spec.width, spec.adaln_rank
-        self.adaln_modulation_self_attn = modulation(width, rank, parts=3)
-        self.adaln_modulation_cross_attn = modulation(width, rank, parts=3)
-        self.adaln_modulation_mlp = modulation(width, rank, parts=3)
+        self.adaln_modulation_self_attn = modulation(width, rank, count=3)
+        self.adaln_modulation_cross_attn = modulation(width, rank, count=3)
+        self.adaln_modulation_mlp = modulation(width, rank, count=3)
         self.self_attn = Attention(spec, context_width=width)
         self.cross_attn = Attention(spec, context_width=spec.text_width)
         self.mlp = Mlp(width, spec.mlp_ratio * width)
@@ -215,17 +215,17 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, T, S, D] -> the same; time [B, T, D], time_shift [B, T, 3D], text [B, N, text_width]."""
         m = self.adaln_modulation_self_attn(time) + time_shift
-        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)  # [B, T, 1, D]
+        shift, scale, gate = parts(m[:, :, None], 3)  # [B, T, 1, D]
         u = modulate(x, shift, scale).flatten(1, 2)
         x = x + gate * self.self_attn(u, u, rotation).view_as(x)
 
         m = self.adaln_modulation_cross_attn(time) + time_shift
-        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)
+        shift, scale, gate = parts(m[:, :, None], 3)
         u = modulate(x, shift, scale).flatten(1, 2)
         x = x + gate * self.cross_attn(u, text).view_as(x)
 
         m = self.adaln_modulation_mlp(time) + time_shift
-        shift, scale, gate = m[:, :, None].chunk(3, dim=-1)
+        shift, scale, gate = parts(m[:, :, None], 3)
         x = x + gate * self.mlp(modulate(x, shift, scale))
         return x
 
@@ -279,20 +279,26 @@ class FinalLayer(nn.Module):
 
     def __init__(self, spec: DitSpec) -> None:
         super().__init__()
-        self.adaln_modulation = modulation(spec.width, spec.adaln_rank, parts=2)
+        self.adaln_modulation = modulation(spec.width, spec.adaln_rank, count=2)
         self.linear = linear(spec.width, spec.patch_outputs)
 
     def forward(self, x: Tensor, time: Tensor, time_shift: Tensor) -> Tensor:
         """[B, T, S, D] -> [B, T, S, 64]."""
         m = self.adaln_modulation(time) + time_shift[..., : 2 * x.shape[-1]]
-        shift, scale = m[:, :, None].chunk(2, dim=-1)
+        shift, scale = parts(m[:, :, None], 2)
         patches: Tensor = self.linear(modulate(x, shift, scale))
         return patches
 
 
-def modulation(width: int, rank: int, parts: int) -> nn.Sequential:
-    """The low-rank map from the time to `parts` of shift, scale and gate."""
-    return nn.Sequential(nn.SiLU(), linear(width, rank), linear(rank, parts * width))
+def modulation(width: int, rank: int, count: int) -> nn.Sequential:
+    """The low-rank map from the time to `count` of shift, scale and gate."""
+    return nn.Sequential(nn.SiLU(), linear(width, rank), linear(rank, count * width))
+
+
+def parts(x: Tensor, count: int) -> list[Tensor]:
+    """The last axis in `count` equal slices; `chunk` becomes a sequence in ONNX, which TensorRT can't parse."""
+    size = x.shape[-1] // count
+    return [x[..., i * size : (i + 1) * size] for i in range(count)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
