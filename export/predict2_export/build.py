@@ -28,7 +28,14 @@ Report = Callable[[str], None]  # is told one line of progress
 
 
 def build(
-    preset: Preset, checkpoints: Path, templates: Path, output: Path, report: Report, only: str = ""
+    preset: Preset,
+    checkpoints: Path,
+    templates: Path,
+    output: Path,
+    report: Report,
+    *,
+    only: str = "",
+    device: str = "cpu",
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -42,12 +49,15 @@ def build(
         output: the repository; made when it's missing.
         report: is told what is going on.
         only: build this stage's engine and leave the rest as it is.
+        device: where the engines shall run, cpu or cuda.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
         VerificationError: an engine's answers are not the torch module's; it isn't installed.
     """
-    todo = [recipe for recipe in recipes(preset, checkpoints) if only in ("", recipe.network)]
+    todo = [
+        recipe for recipe in recipes(preset, checkpoints, device) if only in ("", recipe.network)
+    ]
     _check_files(preset, checkpoints, todo)
     output.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(todo, start=1):
@@ -92,7 +102,7 @@ def _build_stage(
             preset=preset.name,
             kind=KIND,
             precision=recipe.precision,
-            device="cpu",
+            device=recipe.device,
             checkpoint_sha256=checkpoint_sha256,
             recipe=key,
             versions={package: version(package) for package in _SOFTWARE},
@@ -145,7 +155,9 @@ def _write(engine: Path, manifest: Manifest) -> None:
 
 def _recipe_key(recipe: Recipe, checkpoint_sha256: str) -> str:
     """Digest of everything that shapes the engine: weights, numbers, this package's code, the tools."""
-    sha = hashlib.sha256(f"{recipe.network} {recipe.spec} {recipe.precision}".encode())
+    sha = hashlib.sha256(
+        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device}".encode()
+    )
     sha.update(checkpoint_sha256.encode())
     sha.update(digest(sorted(Path(__file__).parent.rglob("*.py"))).encode())
     sha.update(str([version(package) for package in _SOFTWARE]).encode())

@@ -30,6 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default="", choices=["", *(s.name for s in STAGES)], help="one stage"
     )
     build.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
+    )
+    build.add_argument(
         "--model-repository",
         type=Path,
         default=TEMPLATES,
@@ -59,7 +62,15 @@ def _build(args: argparse.Namespace) -> None:
     def report(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-    build(preset, args.checkpoints, args.model_repository, output, report, args.only)
+    build(
+        preset,
+        args.checkpoints,
+        args.model_repository,
+        output,
+        report,
+        only=args.only,
+        device=args.device,
+    )
     report(f"{output} is ready: predict2-serve {output}")
 
 

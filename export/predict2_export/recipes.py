@@ -2,7 +2,7 @@
 """How each stage's engine is made: which file, which module, which graphs, which limits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +43,10 @@ class Recipe:
     graphs: Callable[[Path], Graphs]  # from the checkpoint; modules in eval mode
     limits: Limits = FLOAT32
     precision: str = "fp32"
+    device: str = "cpu"
 
 
-def recipes(preset: Preset, checkpoints: Path) -> list[Recipe]:
+def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Recipe]:
     """Every engine a preset needs, small ones first."""
     vae, text = checkpoints / preset.vae_path, checkpoints / preset.text_encoder_path
     found = [
@@ -75,7 +76,7 @@ def recipes(preset: Preset, checkpoints: Path) -> list[Recipe]:
         )
     else:
         found = [r for r in found if r.network != tensors.VAE_ENCODER.name]  # nothing to go on from
-    return found
+    return [replace(recipe, device=device) for recipe in found]
 
 
 def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:

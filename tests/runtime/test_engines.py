@@ -60,6 +60,13 @@ def test_an_unknown_kind_is_refused(installed):
         opened(installed, kind="tensorrt")
 
 
+def test_an_engine_for_a_device_that_is_not_here_is_refused(installed):
+    with pytest.raises(
+        EngineMismatchError, match=r"was built for tpu, which onnxruntime .* can't use"
+    ):
+        opened(installed, device="tpu")
+
+
 def test_a_file_of_another_length_is_refused(installed):
     path = installed[0] / "main.onnx"
     path.write_bytes(path.read_bytes()[:-1])

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _opener(manifest: Manifest) -> Callable[[Path, Graph], Engine]:
     if manifest.kind == "onnxruntime":
         from .onnxruntime import open_onnxruntime
 
-        return open_onnxruntime
+        return partial(open_onnxruntime, device=manifest.device)
     raise EngineMismatchError(
         f"engine kind {manifest.kind!r} of {manifest.network} can't be run by this version; "
         "it runs onnxruntime. Build the engine again with predict2-export"

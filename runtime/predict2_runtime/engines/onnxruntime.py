@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded engine: an ONNX graph run by ONNX Runtime, on the CPU unless it was built for CUDA."""
+"""The embedded engine: an ONNX graph run by ONNX Runtime, on the CPU or with CUDA."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,25 +12,37 @@ from predict2_spec.manifest import Graph
 
 from . import Engine
 
+# TF32 would round the inputs of every product to 10 bits; these engines promise float32.
+_PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": 0}),
+}
 
-def open_onnxruntime(path: Path, graph: Graph) -> Engine:
+
+def open_onnxruntime(path: Path, graph: Graph, device: str) -> Engine:
     """A graph as a function from numpy arrays to numpy arrays.
 
     Raises:
-        EngineMismatchError: this ONNX Runtime can't run the file.
+        EngineMismatchError: this ONNX Runtime can't run the file, or not on this device.
     """
+    provider = _provider(path, device)
     options = ort.SessionOptions()
     # A server holds many sessions and runs one at a time: threads that spin while they wait would take the
     # cores from the one that works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises a dozen classes without a common parent
         raise EngineMismatchError(
             f"onnxruntime {ort.__version__} can't open {path}: {error}. "
             "Build the engine again with this onnxruntime"
         ) from error
+    if provider[0] not in session.get_providers():  # it fell back to the CPU
+        raise EngineMismatchError(
+            f"onnxruntime can't use {device} for {path}: the driver or a CUDA library is missing. "
+            "Mend that, or build the engine with --device cpu"
+        )
     names = [output.name for output in session.get_outputs()]
     known = {tensor.name for tensor in session.get_inputs()}
     if known != set(graph.inputs):
@@ -42,3 +54,13 @@ def open_onnxruntime(path: Path, graph: Graph) -> Engine:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
+
+
+def _provider(path: Path, device: str) -> tuple[str, dict[str, Any]]:
+    name, options = _PROVIDERS.get(device, ("", {}))
+    if name not in ort.get_available_providers():
+        raise EngineMismatchError(
+            f"{path} was built for {device}, which onnxruntime {ort.__version__} here can't use; "
+            "install onnxruntime-gpu, or build the engine with --device cpu"
+        )
+    return name, options
