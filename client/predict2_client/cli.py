@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`predict2`: the command line; reads the environment, prints answers, turns errors into exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from predict2_spec.errors import Predict2Error
+
+from . import commands
+from .client import DEFAULT_URL
+from .flags import parse
+
+INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `predict2`; returns the exit code."""
+    args = parse(
+        sys.argv[1:] if argv is None else argv, os.environ.get("PREDICT2_URL") or DEFAULT_URL
+    )
+    try:
+        return commands.run(args, print)
+    except KeyboardInterrupt:
+        print("predict2: cancelled", file=sys.stderr)
+        return INTERRUPTED
+    except (Predict2Error, OSError) as error:
+        print("predict2:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

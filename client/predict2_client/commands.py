@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each `predict2` command does; `say` prints a line of its answer."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import Task
+from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
+
+from . import batch, flags, media, outputs, progress
+from .client import Client
+from .settings import make_request
+from .wire import Result
+
+Say = Callable[[str], None]
+
+_BATCH_READY_TIMEOUT_S = 120.0
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Run the command that `args` names; returns the exit code."""
+    commands = {"demo": run_demo, "sheet": run_sheet, "ready": run_ready}
+    return commands.get(args.command, run_task)(args, say)
+
+
+def run_task(args: argparse.Namespace, say: Say) -> int:
+    """text2image, video2world or text2world: one request, or a batch file of them."""
+    if args.batch_input_json:
+        return _run_batch(args, say)
+    task: Task = args.command
+    path = outputs.output_path(task, args.save_path)
+    values = flags.settings(args)
+    if task == "video2world":
+        if path.exists() and Path(args.input_path).exists() and path.samefile(args.input_path):
+            raise InvalidRequestError(f"output {path} is the input; give another --save_path")
+        values.update(media.read_input(args.input_path))
+    request = make_request(task, path, values)
+    if not (args.resume and outputs.is_recorded(path, request)):
+        with Client(args.url) as client:
+            _make(client, args, request, path)
+    if not args.quiet:
+        say(str(path))
+    return 0
+
+
+def run_demo(args: argparse.Namespace, say: Say) -> int:
+    """A picture, a clip and the clip's contact sheet."""
+    folder: Path = args.output_dir
+    picture, clip = folder / "picture.jpg", folder / "clip.mp4"
+    with Client(args.url) as client:
+        _make(client, args, Text2ImageRequest(prompt=args.prompt, seed=args.seed), picture)
+        _make(client, args, Text2WorldRequest(prompt=args.prompt, seed=args.seed), clip)
+    sheet = _write_sheet(clip, folder / "clip_sheet.png")
+    for what, path in (("picture", picture), ("clip", clip), ("contact sheet", sheet)):
+        say(f"{what}: {path}")
+    return 0
+
+
+def run_sheet(args: argparse.Namespace, say: Say) -> int:
+    """A clip's contact sheet."""
+    target = args.output or args.clip.with_name(f"{args.clip.stem}_sheet.png")
+    target = outputs.path_with_suffix(target, (".png", ".jpg", ".jpeg"))
+    say(str(_write_sheet(args.clip, target, args.columns)))
+    return 0
+
+
+def run_ready(args: argparse.Namespace, say: Say) -> int:
+    """Wait for the server."""
+    with Client(args.url) as client:
+        client.wait_until_ready(args.timeout)
+    say(f"{args.url} is ready")
+    return 0
+
+
+def _make(client: Client, args: argparse.Namespace, request: Request, path: Path) -> None:
+    outputs.prepare(path)
+    outputs.save(path, _generate(client, args, path.name, request), request)
+
+
+def _generate(client: Client, args: argparse.Namespace, label: str, request: Request) -> Result:
+    with progress.shown(label, args.quiet) as on_event:
+        return client.generate(request, on_event, args.timeout)
+
+
+def _write_sheet(clip: Path, target: Path, columns: int = 0) -> Path:
+    outputs.prepare(target)
+    media.write_picture(target, media.contact_sheet(media.decode_clip(clip), columns))
+    return target
+
+
+def _run_batch(args: argparse.Namespace, say: Say) -> int:
+    task: Task = args.command
+    values = flags.settings(args)
+    del values["prompt"]  # each item has its own; the sample prompt must not stand in for it
+    items = batch.load_batch(args.batch_input_json, task, values)
+    found: list[batch.Outcome] = []
+    with Client(args.url) as client:
+        runs = batch.run_batch(
+            items,
+            task,
+            partial(_generate, client, args, task),
+            wait_until_ready=partial(client.wait_until_ready, _BATCH_READY_TIMEOUT_S),
+            resume=args.resume,
+        )
+        for outcome in runs:
+            found.append(outcome)
+            _tell(outcome, len(items), args.quiet)
+    if not args.quiet:
+        _print_summary(found)
+    return batch.exit_code(found)
+
+
+def _tell(outcome: batch.Outcome, count: int, quiet: bool) -> None:
+    if quiet and outcome.status in ("done", "skipped"):
+        return
+    reason = f": {outcome.message}" if outcome.message else ""
+    item = outcome.item
+    sys.stderr.write(f"[{item.index + 1}/{count}] {item.output} {outcome.status}{reason}\n")
+
+
+def _print_summary(found: Sequence[batch.Outcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("item", "output", "status", "seconds", "message")
+    for outcome in found:
+        seconds = f"{outcome.seconds:.1f}" if outcome.status in ("done", "failed") else ""
+        row = (str(outcome.item.index), str(outcome.item.output), outcome.status, seconds)
+        # Text, because a prompt or path in square brackets is not rich's markup.
+        table.add_row(*(Text(cell, overflow="fold") for cell in (*row, outcome.message)))
+    Console().print(table)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `predict2`: the original's, by its names and defaults, and a few of our own."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from predict2_spec.presets import TASKS, Task
+from predict2_spec.requests import FIELD_TYPES, SOLVERS
+from predict2_spec.video import ASPECT_RATIOS, CONDITIONAL_FRAMES
+
+from .settings import setting_defaults, setting_names
+
+SAMPLE_PROMPT = "A red circle moves to the right over a dark blue background."
+
+_BUILD = "choose the checkpoint when building engines with predict2-export"
+_PLACE = (
+    "where a network lies, on the GPU or the CPU, is decided when its engine is built and served"
+)
+_LORA = "merge the adapter into the checkpoint and build an engine from it with predict2-export"
+_GUARD = "whoever runs predict2-serve decides which guardrails and refiners its repository holds"
+SERVER_FLAGS = {  # a flag of the original that configures what is now the server -> what to do instead
+    "--dit_path": _BUILD,
+    "--dit_path_text2image": _BUILD,
+    "--dit_path_video2world": _BUILD,
+    "--load_ema": _BUILD,
+    "--distill_steps": _BUILD,
+    "--natten": _BUILD,
+    "--use_fast_tokenizer": _BUILD,
+    "--use_lora": _LORA,
+    "--lora_rank": _LORA,
+    "--lora_alpha": _LORA,
+    "--lora_target_modules": _LORA,
+    "--init_lora_weights": _LORA,
+    "--offload_guardrail": _PLACE,
+    "--offload_prompt_refiner": _PLACE,
+    "--offload_text_encoder": _PLACE,
+    "--downcast_text_encoder": "choose the precision when building engines with predict2-export",
+    "--disable_guardrail": _GUARD,
+    "--disable_prompt_refiner": _GUARD,
+    "--num_gpus": "start predict2-serve on the machine and GPUs it is to use",
+    "--use_cuda_graphs": "its engines use them by themselves where they help",
+    "--benchmark": "measure it with the programs in benchmarks/",
+}
+
+_HELP = {
+    "prompt": "what to generate",
+    "negative_prompt": "what to keep away from; clips have a long default, shared with the original",
+    "seed": "same seed, settings and server: same result (%(default)s)",
+    "num_steps": "solver steps (%(default)s)",
+    "solver": "ab2 is the original's, euler is for comparison (%(default)s)",
+    "aspect_ratio": "(%(default)s)",
+    "width": "pixels, a multiple of 16; together with --height, instead of the aspect ratio",
+    "height": "pixels, a multiple of 16",
+    "model_size": "refuse to run unless the server runs this size, such as 2B",
+    "resolution": "refuse to run unless the server runs this resolution, such as 720",
+    "fps": "refuse to run unless the server runs this frame rate, such as 16",
+    "guidance": "how closely to follow the prompt (%(default)s)",
+    "image_guidance": "the same for the clip's first picture (%(default)s)",
+    "num_frames": "frames of the clip, 1 + 4k; the server's own number unless given",
+    "num_conditional_frames": "frames of the input to go on from; 5 need a clip (%(default)s)",
+}
+_CHOICES: dict[str, Sequence[Any]] = {
+    "aspect_ratio": ASPECT_RATIOS,
+    "num_conditional_frames": CONDITIONAL_FRAMES,
+    "solver": SOLVERS,
+}
+_ABOUT: dict[Task, str] = {
+    "text2image": "make a picture from text",
+    "video2world": "make a clip that goes on from a picture or a clip",
+    "text2world": "make a clip from text",
+}
+_DASHED_FLAG = re.compile(r"\A--[a-z0-9]+(?:-[a-z0-9]+)+(?==|\Z)")
+
+
+def parse(argv: Sequence[str], default_url: str) -> argparse.Namespace:
+    """Read a command line; a wrong one ends the program with code 2."""
+    parser = _parser(default_url)
+    args = parser.parse_args(_with_underscores(argv))
+    if args.command == "video2world" and not (args.input_path or args.batch_input_json):
+        parser.error("video2world needs --input_path: the picture or clip to go on from")
+    return args
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The request fields that the flags of a task's command hold."""
+    return {name: getattr(args, name) for name in setting_names(args.command)}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"predict2: {message} (see {self.prog} --help)\n")
+
+
+class _ServerFlag(argparse.Action):
+    """Refuses a flag that belongs to the server."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        flag = self.option_strings[0]
+        parser.error(f"{flag} belongs to the server: {SERVER_FLAGS[flag]}")
+
+
+def _with_underscores(argv: Sequence[str]) -> list[str]:
+    """--save-path as --save_path; values and what follows -- stay as they are."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    flags = [_DASHED_FLAG.sub(lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in argv[:end]]
+    return [*flags, *argv[end:]]
+
+
+def _parser(default_url: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="predict2",
+        description="Make pictures and clips on a Cosmos-Predict2 server.",
+        epilog="Flags take underscores or dashes. The server's address may stand in PREDICT2_URL.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
+
+    for task in TASKS:
+        command = add(task, _ABOUT[task])
+        _add_task_flags(command, task)
+        _add_server_flags(command, default_url)
+    demo = add("demo", "make a picture, a clip and the clip's contact sheet from a sample prompt")
+    demo.add_argument("--prompt", default=SAMPLE_PROMPT, help="(%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    demo.add_argument("--output_dir", type=Path, default=Path("output/demo"), help="(%(default)s)")
+    _add_server_flags(demo, default_url)
+    sheet = add("sheet", "lay out the frames of a clip in one picture")
+    sheet.add_argument("clip", type=Path, help="an mp4")
+    sheet.add_argument("output", type=Path, nargs="?", help="a png or jpg; CLIP_sheet.png")
+    sheet.add_argument("--columns", type=_count, default=0, help="frames a row; about a square")
+    ready = add("ready", "wait until the server is ready")
+    ready.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
+    ready.add_argument("--timeout", type=_seconds, default=300.0, help="seconds (%(default)s)")
+    return parser
+
+
+def _add_task_flags(parser: argparse.ArgumentParser, task: Task) -> None:
+    defaults = setting_defaults(task)
+    defaults["prompt"] = "" if task == "video2world" else SAMPLE_PROMPT
+    request = parser.add_argument_group("request")
+    for name in setting_names(task):
+        request.add_argument(
+            f"--{name}",
+            type=FIELD_TYPES[name],
+            default=defaults[name],
+            choices=_CHOICES.get(name),
+            help=_HELP[name],
+        )
+    files = parser.add_argument_group("files")
+    if task == "video2world":
+        files.add_argument("--input_path", help="jpg, png, webp or mp4 to go on from")
+    name = "image.jpg" if task == "text2image" else "video.mp4"
+    files.add_argument(
+        "--save_path",
+        default=f"output/generated_{name}",
+        help="the result; a JSON file of the same name lies beside it (%(default)s)",
+    )
+    files.add_argument(
+        "--batch_input_json",
+        type=Path,
+        help="run the list of requests in this file; each names its own output",
+    )
+    files.add_argument(
+        "--resume", action="store_true", help="skip what an equal request has already made"
+    )
+    for flag in SERVER_FLAGS:
+        parser.add_argument(flag, action=_ServerFlag, nargs="*", help=argparse.SUPPRESS)
+
+
+def _add_server_flags(parser: argparse.ArgumentParser, default_url: str) -> None:
+    server = parser.add_argument_group("server")
+    server.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
+    server.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="give up a request after so many seconds"
+    )
+    server.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be more than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
