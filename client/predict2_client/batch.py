@@ -19,7 +19,6 @@ from .settings import make_request, setting_names
 from .wire import Result
 
 Status = Literal["done", "skipped", "failed", "cancelled", "not run"]
-Generate = Callable[[Request], Result]
 
 OUTPUT_KEY: dict[Task, str] = {
     "text2image": "output_image",
@@ -42,6 +41,9 @@ class Item:
     fields: Mapping[str, Any] = field(default_factory=dict)  # of its request
     input_path: Path | None = None
     problem: str = ""  # why it can't run; empty: nothing known against it
+
+
+Generate = Callable[[Request, Item], Result]
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def run_batch(
     Args:
         items: from `load_batch`.
         task: what they ask for.
-        generate: runs one request.
+        generate: runs one request, that of the item it is given.
         wait_until_ready: returns when the server is back; raises ServerUnavailableError if it isn't in time.
         resume: skip an item whose output an equal request has already made.
         pause: sleeps so many seconds.
@@ -191,7 +193,7 @@ def _run_item(item: Item, task: Task, generate: Generate, resume: bool) -> Statu
     if resume and outputs.is_recorded(item.output, request):
         return "skipped"
     outputs.prepare(item.output)
-    outputs.save(item.output, generate(request), request)
+    outputs.save(item.output, generate(request, item), request)
     return "done"
 
 
@@ -203,14 +205,14 @@ class _Patient:
     wait_until_ready: Callable[[], None]
     pause: Callable[[float], None]
 
-    def __call__(self, request: Request) -> Result:
+    def __call__(self, request: Request, item: Item) -> Result:
         for seconds in RETRY_PAUSES_S:
             try:
-                return self.generate(request)
+                return self.generate(request, item)
             except ServerUnavailableError:
                 self.pause(seconds)
                 self.wait_until_ready()
-        return self.generate(request)
+        return self.generate(request, item)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

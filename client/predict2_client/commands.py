@@ -4,7 +4,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from predict2_spec.errors import InvalidRequestError
@@ -94,18 +93,19 @@ def _write_sheet(clip: Path, target: Path, columns: int = 0) -> Path:
 
 def _run_batch(args: argparse.Namespace, say: Say) -> int:
     task: Task = args.command
-    values = flags.settings(args)
-    del values["prompt"]  # each item has its own; the sample prompt must not stand in for it
-    items = batch.load_batch(args.batch_input_json, task, values)
+    items = batch.load_batch(args.batch_input_json, task, flags.settings(args))
     found: list[batch.Outcome] = []
     with Client(args.url) as client:
-        runs = batch.run_batch(
-            items,
-            task,
-            partial(_generate, client, args, task),
-            wait_until_ready=partial(client.wait_until_ready, _BATCH_READY_TIMEOUT_S),
-            resume=args.resume,
-        )
+
+        def generate(request: Request, item: batch.Item) -> Result:
+            label = f"[{item.index + 1}/{len(items)}] {item.output.name}"
+            return _generate(client, args, label, request)
+
+        def wait() -> None:
+            sys.stderr.write(f"waiting {_BATCH_READY_TIMEOUT_S:g} s at most for {args.url}\n")
+            client.wait_until_ready(_BATCH_READY_TIMEOUT_S)
+
+        runs = batch.run_batch(items, task, generate, wait_until_ready=wait, resume=args.resume)
         for outcome in runs:
             found.append(outcome)
             _tell(outcome, len(items), args.quiet)

@@ -28,7 +28,7 @@ def made(respond):
     """A `generate` that succeeds, and the requests it was given."""
     requests = []
 
-    def generate(request):
+    def generate(request, item):
         requests.append(request)
         return Result(b"media", respond.metadata)
 
@@ -59,10 +59,10 @@ def prompts(*texts):
 def failing(generate, failures):
     """`generate`, but requests whose prompt is in `failures` raise what stands there."""
 
-    def maybe(request):
+    def maybe(request, item):
         if request.prompt in failures:
             raise failures[request.prompt]
-        return generate(request)
+        return generate(request, item)
 
     return maybe
 
@@ -240,10 +240,10 @@ def test_batch_outlasts_a_restart_of_the_server(made):
     gone = [ServerUnavailableError("gone")] * len(batch.RETRY_PAUSES_S)
     waits, pauses = [], []
 
-    def generate(request):
+    def generate(request, item):
         if gone:
             raise gone.pop()
-        return made(request)
+        return made(request, item)
 
     items = load(prompts("a", "b"))
     outcomes = run(items, generate, wait=lambda: waits.append(1), pause=pauses.append)
@@ -258,7 +258,7 @@ def test_server_that_stays_away_ends_the_batch_with_the_rest_not_run(made):
 
     calls = []
 
-    def generate(request):
+    def generate(request, item):
         calls.append(request.prompt)
         raise ServerUnavailableError("gone")
 
@@ -272,7 +272,7 @@ def test_server_that_stays_away_ends_the_batch_with_the_rest_not_run(made):
 def test_server_that_is_ready_but_refuses_for_ever_ends_the_batch(made):
     calls = []
 
-    def generate(request):
+    def generate(request, item):
         calls.append(request.prompt)
         raise ServerUnavailableError("unknown model")
 

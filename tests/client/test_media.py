@@ -82,6 +82,14 @@ def test_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_who_still_reads_the_old_file_never_sees_the_new_one(tmp_path):
+    path = tmp_path / "a.bin"
+    media.write_whole(path, b"old")
+    with path.open("rb") as reader:
+        media.write_whole(path, b"new")
+        assert reader.read() == b"old"
+
+
 def test_failed_write_leaves_the_old_file_and_no_part(tmp_path):
     target = tmp_path / "folder"
     (target / "inside").mkdir(parents=True)  # a folder can't be replaced by a file
@@ -169,4 +177,5 @@ def test_large_frames_are_shrunk_on_the_sheet():
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG")])
 def test_picture_is_written_in_the_format_of_its_name(tmp_path, name, kind):
     media.write_picture(tmp_path / name, Image.new("RGB", (4, 4)))
-    assert Image.open(tmp_path / name).format == kind
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == kind
