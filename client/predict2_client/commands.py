@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def run_task(args: argparse.Namespace, say: Say) -> int:
     """text2image, video2world or text2world: one request, or a batch file of them."""
     if args.batch_input_json:
-        return _run_batch(args, say)
+        return _run_batch(args)
     task: Task = args.command
     path = outputs.output_path(task, args.save_path)
     values = flags.settings(args)
@@ -91,7 +91,7 @@ def _write_sheet(clip: Path, target: Path, columns: int = 0) -> Path:
     return target
 
 
-def _run_batch(args: argparse.Namespace, say: Say) -> int:
+def _run_batch(args: argparse.Namespace) -> int:
     task: Task = args.command
     items = batch.load_batch(args.batch_input_json, task, flags.settings(args))
     found: list[batch.Outcome] = []
