@@ -73,7 +73,9 @@ def build(
 
 
 def _check_files(preset: Preset, checkpoints: Path, todo: list[Recipe]) -> None:
-    needed = {recipe.checkpoint for recipe in todo} | {checkpoints / preset.tokenizer_path}
+    needed = {recipe.checkpoint for recipe in todo}
+    if any(recipe.network == tensors.TEXT_ENCODER.name for recipe in todo):
+        needed.add(checkpoints / preset.tokenizer_path)
     missing = sorted(str(path) for path in needed if not path.exists())
     if missing:
         raise CheckpointError(

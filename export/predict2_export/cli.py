@@ -71,7 +71,10 @@ def _build(args: argparse.Namespace) -> None:
         only=args.only,
         device=args.device,
     )
-    report(f"{output} is ready: predict2-serve {output}")
+    if args.only:
+        report(f"{args.only} is installed in {output}")
+    else:
+        report(f"{output} is ready: predict2-serve {output}")
 
 
 def _quiet_torch() -> None:

@@ -49,6 +49,7 @@ class Recipe:
 def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Recipe]:
     """Every engine a preset needs, small ones first."""
     vae, text = checkpoints / preset.vae_path, checkpoints / preset.text_encoder_path
+    needed = {stage.name for stage in tensors.served_stages(preset)}
     found = [
         Recipe(
             tensors.TEXT_ENCODER.name,
@@ -74,9 +75,7 @@ def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Reci
                 checkpoints / preset.video2world_path,
             )
         )
-    else:
-        found = [r for r in found if r.network != tensors.VAE_ENCODER.name]  # nothing to go on from
-    return [replace(recipe, device=device) for recipe in found]
+    return [replace(r, device=device) for r in found if r.network in needed]
 
 
 def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:

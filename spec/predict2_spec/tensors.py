@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from .networks import LATENT_CHANNELS
-from .presets import TASKS
+from .presets import TASKS, Preset
 from .requests import FIELD_TYPES, REQUESTS
 
 Dtype = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32", "FP64", "BOOL"]
@@ -103,4 +103,12 @@ VIDEO2WORLD_DENOISER = Model(
 )
 
 STAGES = (TEXT_ENCODER, VAE_ENCODER, VAE_DECODER, TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER)
+_VIDEO_STAGES = (VAE_ENCODER, VIDEO2WORLD_DENOISER)
+
+
+def served_stages(preset: Preset) -> tuple[Model, ...]:
+    """The stages a preset needs: without video there is nothing to go on from and nothing to make a clip."""
+    return tuple(s for s in STAGES if preset.video2world or s not in _VIDEO_STAGES)
+
+
 MODELS: dict[str, Model] = {model.name: model for model in (*TASK_MODELS, GENERATE, *STAGES)}

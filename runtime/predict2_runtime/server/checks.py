@@ -9,7 +9,7 @@ from pathlib import Path
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.repository import VERSION_FOLDER, read_preset
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
-from predict2_spec.tensors import STAGES
+from predict2_spec.tensors import served_stages
 
 SHARED_MEMORY = Path("/dev/shm")
 # Each Python model starts with a region of 1 MiB and grows it to its largest tensors.
@@ -20,7 +20,7 @@ def check_repository(repository: Path) -> None:
     """Every stage of the repository must hold an engine of the repository's preset.
 
     Raises:
-        EngineMismatchError: the folder is missing, empty, or holds engines of another preset.
+        EngineMismatchError: the folder is missing or empty, an engine is missing or of another preset.
     """
     if not repository.is_dir() or not any(repository.iterdir()):
         state = "is empty" if repository.is_dir() else "does not exist"
@@ -28,10 +28,8 @@ def check_repository(repository: Path) -> None:
             f"repository {repository} {state}; make one with `predict2-export build --output {repository}`"
         )
     preset = read_preset(repository)
-    for stage in STAGES:
+    for stage in served_stages(preset):
         folder = repository / stage.name
-        if not folder.is_dir():
-            continue  # a preset without video has no such stage; Triton checks that the rest is there
         found = read_manifest(folder / VERSION_FOLDER).preset
         if found != preset.name:
             raise EngineMismatchError(
