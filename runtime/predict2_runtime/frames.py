@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.requests import LIMITS, ImageFormat
@@ -43,6 +43,8 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             return np.array(_to_rgb(upright))
     except InvalidRequestError:
         raise
+    except UnidentifiedImageError as error:
+        raise InvalidRequestError("the image can't be read as jpg, png or webp") from error
     except Exception as error:  # Pillow's decoders raise whatever their format's reader raises
         raise InvalidRequestError(
             f"the image can't be read as jpg, png or webp: {error or type(error).__name__}"

@@ -32,6 +32,7 @@ class Limits:
     """The most a request may ask for; the one place these numbers stand."""
 
     prompt_bytes: int = 16 * 1024
+    prompts: int = 16  # in one call of the text encoder
     num_steps: int = 100
     guidance: float = 50.0
     media_bytes: int = 64 * 1024 * 1024  # an uploaded picture or clip, encoded
@@ -42,8 +43,16 @@ class Limits:
 LIMITS = Limits()
 
 
-def _check_text(name: str, value: str, limits: Limits) -> None:
-    size = len(value.encode())
+def check_text(name: str, value: str, limits: Limits = LIMITS) -> None:
+    """Refuse a text no encoder should see.
+
+    Raises:
+        InvalidRequestError: it is too long, holds a zero byte, or isn't Unicode.
+    """
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"{name} can't be written as UTF-8 ({error.reason})") from error
     if size > limits.prompt_bytes:
         raise InvalidRequestError(
             f"{name} has {size} bytes; the limit is {limits.prompt_bytes}. "
@@ -81,8 +90,8 @@ class GenerationRequest:
         self._check(LIMITS)
 
     def _check(self, limits: Limits) -> None:
-        _check_text("prompt", self.prompt, limits)
-        _check_text("negative_prompt", self.negative_prompt, limits)
+        check_text("prompt", self.prompt, limits)
+        check_text("negative_prompt", self.negative_prompt, limits)
         if not self.prompt.strip():
             raise InvalidRequestError("prompt is empty; say what to generate")
         if not 0 <= self.seed < 2**32:

@@ -36,6 +36,17 @@ class LatentShape:
         return self.frames, self.height // PATCH, self.width // PATCH
 
     @property
+    def pixels(self) -> "VideoShape":
+        """The shape after the VAE decoder.
+
+        Raises:
+            InvalidRequestError: the grid of tokens isn't whole, or a side is 0.
+        """
+        return VideoShape(
+            pixel_frames(self.frames), self.height * SPATIAL_STRIDE, self.width * SPATIAL_STRIDE
+        )
+
+    @property
     def tokens(self) -> int:
         """Tokens of one DiT forward pass."""
         frames, rows, columns = self.grid

@@ -63,6 +63,7 @@ def small(spec):
 
 PRESET = replace(
     TOY,
+    text_encoder=replace(nets.TOY_TEXT_ENCODER, width=1024, num_tokens=6),
     vae=nets.VaeSpec(base_width=8),
     text2image=small(nets.DIT_2B_TEXT2IMAGE),
     video2world=small(nets.DIT_2B_VIDEO2WORLD),
@@ -202,11 +203,13 @@ def open_stages(checkpoints):
         "text_encoder": lambda inputs: {
             "prompt_embeds": np.stack([TEXTS[text] for text in inputs["prompt"]])
         },
-        "vae_encoder": VaeEncoder(graphs["vae_encoder"]["first"], graphs["vae_encoder"]["next"]),
-        "vae_decoder": VaeDecoder(graphs["vae_decoder"]["first"], graphs["vae_decoder"]["next"]),
-        "text2image_denoiser": Denoiser(PRESET.text2image, graphs["text2image_denoiser"]["main"]),
+        "vae_encoder": VaeEncoder(PRESET, *graphs["vae_encoder"].values()),
+        "vae_decoder": VaeDecoder(PRESET, *graphs["vae_decoder"].values()),
+        "text2image_denoiser": Denoiser(
+            PRESET, "text2image", graphs["text2image_denoiser"]["main"]
+        ),
         "video2world_denoiser": Denoiser(
-            PRESET.video2world, graphs["video2world_denoiser"]["main"]
+            PRESET, "video2world", graphs["video2world_denoiser"]["main"]
         ),
     }
 

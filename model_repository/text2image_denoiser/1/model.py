@@ -9,8 +9,8 @@ from predict2_spec.tensors import TEXT2IMAGE_DENOISER
 
 class TritonPythonModel:
     def initialize(self, args):
-        spec = read_preset(served_repository(args)).text2image
-        self.stage = Denoiser.open(version_folder(args), TEXT2IMAGE_DENOISER, spec)
+        preset = read_preset(served_repository(args))
+        self.stage = Denoiser.open(version_folder(args), preset, "text2image")
 
     def execute(self, requests):
         return serve_stage(pb_utils, TEXT2IMAGE_DENOISER, requests, self.stage)

@@ -9,7 +9,8 @@ from predict2_spec.tensors import TEXT_ENCODER
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = TextEncoder.open(version_folder(args), read_preset(served_repository(args)))
+        preset = read_preset(served_repository(args))
+        self.stage = TextEncoder.open(version_folder(args), preset)
 
     def execute(self, requests):
         return serve_stage(pb_utils, TEXT_ENCODER, requests, self.stage)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import triton_python_backend_utils as pb_utils
 
-from predict2_runtime.repository import version_folder
+from predict2_runtime.repository import read_preset, served_repository, version_folder
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.vae import VaeDecoder
 from predict2_spec.tensors import VAE_DECODER
@@ -9,7 +9,8 @@ from predict2_spec.tensors import VAE_DECODER
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = VaeDecoder.open(version_folder(args))
+        preset = read_preset(served_repository(args))
+        self.stage = VaeDecoder.open(version_folder(args), preset)
 
     def execute(self, requests):
         return serve_stage(pb_utils, VAE_DECODER, requests, self.stage)

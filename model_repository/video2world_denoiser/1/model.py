@@ -9,8 +9,8 @@ from predict2_spec.tensors import VIDEO2WORLD_DENOISER
 
 class TritonPythonModel:
     def initialize(self, args):
-        spec = read_preset(served_repository(args)).video2world
-        self.stage = Denoiser.open(version_folder(args), VIDEO2WORLD_DENOISER, spec)
+        preset = read_preset(served_repository(args))
+        self.stage = Denoiser.open(version_folder(args), preset, "video2world")
 
     def execute(self, requests):
         return serve_stage(pb_utils, VIDEO2WORLD_DENOISER, requests, self.stage)

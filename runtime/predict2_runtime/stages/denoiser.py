@@ -11,10 +11,9 @@ from predict2_runtime.engines import Engine, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.networks import DitSpec
+from predict2_spec.presets import Preset, Task
 from predict2_spec.requests import LIMITS, SOLVERS
-from predict2_spec.tensors import Model
-from predict2_spec.video import PATCH
+from predict2_spec.video import LatentShape
 
 from . import Arrays
 
@@ -23,13 +22,14 @@ from . import Arrays
 class Denoiser:
     """A DiT engine and the sampler around it."""
 
-    spec: DitSpec
+    preset: Preset
+    task: Task  # text2image or video2world
     engine: Engine
 
     @classmethod
-    def open(cls, folder: Path, model: Model, spec: DitSpec) -> "Denoiser":
+    def open(cls, folder: Path, preset: Preset, task: Task) -> "Denoiser":
         """The stage whose engine is installed in `folder`."""
-        return cls(spec, open_engine(folder, model.name).graphs["main"])
+        return cls(preset, task, open_engine(folder, f"{task}_denoiser").graphs["main"])
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
@@ -51,28 +51,19 @@ class Denoiser:
 
     def _velocity(self, latents: Array, time: Array, embeds: Array, mask: Array | None) -> Array:
         inputs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": embeds}
-        if self.spec.condition_mask:
+        if self.preset.dit(self.task).condition_mask:
             inputs["condition_mask"] = np.zeros_like(latents[:, :1]) if mask is None else mask
         return self.engine(inputs)["velocity"]
 
     def _check_shapes(self, latents: Array, previous: Array, condition: Array | None) -> None:
-        frames, height, width = latents.shape[1:]
-        grid = (frames, height // PATCH, width // PATCH)
-        if (
-            height % PATCH
-            or width % PATCH
-            or not all(0 < n <= most for n, most in zip(grid, self.spec.max_grid, strict=True))
-        ):
-            raise InvalidRequestError(
-                f"latents {latents.shape} make a token grid of {grid}; "
-                f"sides must be even and the grid within {self.spec.max_grid}"
-            )
+        self.preset.check(self.task, LatentShape(*latents.shape[1:]).pixels)
         if previous.shape != latents.shape:
             raise InvalidRequestError(
                 f"previous_x0 {previous.shape} must have the shape of latents {latents.shape}"
             )
         if condition is not None and (
-            condition.shape[2:] != latents.shape[2:] or not 0 < condition.shape[1] <= frames
+            condition.shape[2:] != latents.shape[2:]
+            or not 0 < condition.shape[1] <= latents.shape[1]
         ):
             raise InvalidRequestError(
                 f"condition_latents {condition.shape} must be the first frames of latents {latents.shape}"
@@ -80,9 +71,10 @@ class Denoiser:
 
     def _text(self, inputs: Arrays, name: str) -> Array | None:
         embeds = inputs.get(name)
-        if embeds is not None and embeds.shape[1] != self.spec.text_width:
+        expected = self.preset.text_encoder.num_tokens, self.preset.dit(self.task).text_width
+        if embeds is not None and embeds.shape != expected:
             raise InvalidRequestError(
-                f"{name} {embeds.shape} must be [tokens, {self.spec.text_width}]"
+                f"{name} {embeds.shape} must be {expected}, as text_encoder makes it"
             )
         return embeds
 

@@ -9,7 +9,9 @@ from tokenizers import Tokenizer
 
 from predict2_runtime.engines import Engine, open_engine
 from predict2_runtime.text import open_tokenizer, tokenize
+from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import Preset
+from predict2_spec.requests import LIMITS, check_text
 from predict2_spec.tensors import TEXT_ENCODER
 
 from . import Arrays
@@ -33,6 +35,17 @@ class TextEncoder:
         )
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
-        """`prompt` strings [n] -> `prompt_embeds` FP32 [n, tokens, width]."""
-        ids, mask = tokenize(self.tokenizer, inputs["prompt"])
+        """`prompt` strings [n] -> `prompt_embeds` FP32 [n, tokens, width].
+
+        Raises:
+            InvalidRequestError: no prompt, too many, or one too long.
+        """
+        prompts = inputs["prompt"]
+        if not 1 <= len(prompts) <= LIMITS.prompts:
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts were given; give 1 to {LIMITS.prompts} a call"
+            )
+        for prompt in prompts:
+            check_text("prompt", prompt)
+        ids, mask = tokenize(self.tokenizer, prompts)
         return self.encode({"input_ids": ids, "attention_mask": mask})

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from predict2_runtime.engines import Engine, open_engine
 from predict2_runtime.frames import from_unit_range, to_unit_range
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import Preset
 from predict2_spec.tensors import VAE_DECODER, VAE_ENCODER
-from predict2_spec.video import TEMPORAL_STRIDE, VideoShape
+from predict2_spec.video import TEMPORAL_STRIDE, LatentShape, VideoShape
 
 from . import Arrays
 
@@ -39,19 +40,24 @@ def _stream(
 class VaeEncoder:
     """Frames to normalised latents: the first frame alone, then four at a time."""
 
+    preset: Preset
     first: Engine
     following: Engine
 
     @classmethod
-    def open(cls, folder: Path) -> "VaeEncoder":
+    def open(cls, folder: Path, preset: Preset) -> "VaeEncoder":
         """The stage whose engine is installed in `folder`."""
         graphs = open_engine(folder, VAE_ENCODER.name).graphs
-        return cls(graphs["first"], graphs["next"])
+        return cls(preset, graphs["first"], graphs["next"])
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
-        """`frames` UINT8 [1 + 4k, H, W, 3] -> `latents` FP32 [16, 1 + k, H/8, W/8]."""
+        """`frames` UINT8 [1 + 4k, H, W, 3] -> `latents` FP32 [16, 1 + k, H/8, W/8].
+
+        Raises:
+            InvalidRequestError: a size the preset doesn't take.
+        """
         frames = inputs["frames"]
-        VideoShape(*frames.shape[:3])
+        self.preset.check("video2world", VideoShape(*frames.shape[:3]))
         video = to_unit_range(frames).transpose(3, 0, 1, 2)[None]  # [1, 3, F, H, W]
         chunks = [video[:, :, :1]]
         starts = range(1, video.shape[2], TEMPORAL_STRIDE)
@@ -64,18 +70,25 @@ class VaeEncoder:
 class VaeDecoder:
     """Normalised latents to frames, one latent frame at a time: 1 frame, then 4 for each."""
 
+    preset: Preset
     first: Engine
     following: Engine
 
     @classmethod
-    def open(cls, folder: Path) -> "VaeDecoder":
+    def open(cls, folder: Path, preset: Preset) -> "VaeDecoder":
         """The stage whose engine is installed in `folder`."""
         graphs = open_engine(folder, VAE_DECODER.name).graphs
-        return cls(graphs["first"], graphs["next"])
+        return cls(preset, graphs["first"], graphs["next"])
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
-        """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3]."""
+        """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3].
+
+        Raises:
+            InvalidRequestError: a size the preset doesn't make, or values that are no numbers.
+        """
         latents = inputs["latents"][None]
+        shape = LatentShape(*latents.shape[2:]).pixels
+        self.preset.check("text2image" if shape.frames == 1 else "video2world", shape)
         if not np.isfinite(latents).all():
             raise InvalidRequestError(
                 "latents hold NaN or infinite values; there is nothing to decode"

@@ -18,6 +18,7 @@ from predict2_spec.presets import TOY
 from predict2_spec.video import VideoShape, latent_frames, pixel_frames
 
 PICTURE, CLIP = VideoShape(1, 32, 48), VideoShape(13, 32, 48)
+EMBEDS = (TOY.text_encoder.num_tokens, TOY.text_encoder.width)
 SAMPLING = Sampling("a robot welds", "blurry", guidance=3.0, seed=5, num_steps=4, solver="ab2")
 UNOPPOSED = replace(SAMPLING, negative_prompt="")  # no negative prompt
 STEPS = SAMPLING.num_steps + 1  # and the clean pass
@@ -46,8 +47,8 @@ class Stages:
             "text_encoder": self.encode_text,
             "vae_encoder": self.encode,
             "vae_decoder": self.decode,
-            "text2image_denoiser": Denoiser(TOY.text2image, self.network),
-            "video2world_denoiser": Denoiser(TOY.video2world, self.network),
+            "text2image_denoiser": Denoiser(TOY, "text2image", self.network),
+            "video2world_denoiser": Denoiser(TOY, "video2world", self.network),
         }
         self.backend = Backend(TOY, {}, self.call)
         self.progress = Progress(
@@ -74,7 +75,7 @@ class Stages:
         return {"velocity": 0.1 * latents + text.mean((1, 2)).reshape(-1, 1, 1, 1, 1)}
 
     def encode_text(self, inputs):
-        embeds = [np.full((3, TOY.text_encoder.width), len(text)) for text in inputs["prompt"]]
+        embeds = [np.full(EMBEDS, len(text)) for text in inputs["prompt"]]
         return {"prompt_embeds": np.stack(embeds)}
 
     def encode(self, inputs):

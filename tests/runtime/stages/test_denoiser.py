@@ -4,9 +4,9 @@ import pytest
 
 from predict2_runtime.stages.denoiser import Denoiser
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.networks import DIT_TOY_TEXT2IMAGE, DIT_TOY_VIDEO2WORLD
+from predict2_spec.presets import TOY
 
-WIDTH = DIT_TOY_TEXT2IMAGE.text_width
+EMBEDS = (TOY.text_encoder.num_tokens, TOY.text_encoder.width)
 
 
 def engine(inputs):
@@ -24,14 +24,14 @@ def step_inputs(frames=1, height=4, width=6, **changes):
         "step": np.array([0]),
         "num_steps": np.array([35]),
         "guidance": np.array([4.0]),
-        "prompt_embeds": np.ones((5, WIDTH), np.float32),
-        "negative_prompt_embeds": np.zeros((5, WIDTH), np.float32),
+        "prompt_embeds": np.ones(EMBEDS, np.float32),
+        "negative_prompt_embeds": np.zeros(EMBEDS, np.float32),
     }
     return {**inputs, **changes}
 
 
-PICTURE = Denoiser(DIT_TOY_TEXT2IMAGE, engine)
-CLIP = Denoiser(DIT_TOY_VIDEO2WORLD, engine)
+PICTURE = Denoiser(TOY, "text2image", engine)
+CLIP = Denoiser(TOY, "video2world", engine)
 
 
 def test_a_step_depends_on_its_inputs_alone():
@@ -67,11 +67,14 @@ def test_the_solver_can_be_chosen():
         ({"step": np.array([-1])}, "step -1 must be"),
         ({"num_steps": np.array([0])}, "num_steps 0 must be between 1 and 100"),
         ({"solver": ["magic"]}, "solver 'magic' is unknown"),
-        ({"latents": np.zeros((16, 1, 5, 6), np.float32)}, "sides must be even"),
-        ({"latents": np.zeros((16, 0, 4, 6), np.float32)}, r"token grid of \(0, 2, 3\)"),
-        ({"latents": np.zeros((16, 1, 66, 6), np.float32)}, r"within \(16, 32, 32\)"),
+        (
+            {"latents": np.zeros((16, 1, 5, 6), np.float32)},
+            "height 40 must be a positive multiple of 16",
+        ),
+        ({"latents": np.zeros((16, 0, 4, 6), np.float32)}, "num_frames -3 must be"),
+        ({"latents": np.zeros((16, 1, 66, 6), np.float32)}, r"preset toy takes .* at most"),
         ({"previous_x0": np.zeros((16, 1, 4, 4), np.float32)}, "must have the shape of latents"),
-        ({"prompt_embeds": np.zeros((5, 3), np.float32)}, r"must be \[tokens, 64\]"),
+        ({"prompt_embeds": np.zeros((5, 3), np.float32)}, "as text_encoder makes it"),
         (
             {"condition_latents": np.zeros((16, 2, 4, 6), np.float32)},
             "must be the first frames of latents",
