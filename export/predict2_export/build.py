@@ -58,24 +58,22 @@ def build(
     todo = [
         recipe for recipe in recipes(preset, checkpoints, device) if only in ("", recipe.network)
     ]
-    _check_files(preset, checkpoints, todo)
+    _check_files(preset, todo)
     output.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(todo, start=1):
 
         def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
             report(f"{place}: {line}")
 
-        _build_stage(preset, recipe, checkpoints, templates, output, tell)
+        _build_stage(preset, recipe, templates, output, tell)
     for name in (*preset.tasks, tensors.GENERATE.name):
         with _replacing(output / name) as folder:
             shutil.copytree(templates / name, folder, dirs_exist_ok=True)
     write_preset(output, preset)
 
 
-def _check_files(preset: Preset, checkpoints: Path, todo: list[Recipe]) -> None:
-    needed = {recipe.checkpoint for recipe in todo}
-    if any(recipe.network == tensors.TEXT_ENCODER.name for recipe in todo):
-        needed.add(checkpoints / preset.tokenizer_path)
+def _check_files(preset: Preset, todo: list[Recipe]) -> None:
+    needed = {path for recipe in todo for path in recipe.files}
     missing = sorted(str(path) for path in needed if not path.exists())
     if missing:
         raise CheckpointError(
@@ -84,20 +82,21 @@ def _check_files(preset: Preset, checkpoints: Path, todo: list[Recipe]) -> None:
 
 
 def _build_stage(
-    preset: Preset, recipe: Recipe, checkpoints: Path, templates: Path, output: Path, tell: Report
+    preset: Preset, recipe: Recipe, templates: Path, output: Path, tell: Report
 ) -> None:
     name = recipe.network
     tell(f"reading {recipe.checkpoint}")
     checkpoint_sha256 = digest([recipe.checkpoint])
     key = _recipe_key(recipe, checkpoint_sha256)
     if _is_current(output / name / VERSION_FOLDER, name, key):
+        shutil.copytree(templates / name, output / name, dirs_exist_ok=True)
         tell("already built from this checkpoint, kept")
         return
     with _replacing(output / name) as folder:
         shutil.copytree(templates / name, folder, dirs_exist_ok=True)
         engine = folder / VERSION_FOLDER
-        if name == tensors.TEXT_ENCODER.name:
-            shutil.copyfile(checkpoints / preset.tokenizer_path, engine / TOKENIZER_FILE)
+        if recipe.tokenizer:
+            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
         graphs = recipe.graphs(recipe.checkpoint)
         manifest = Manifest(
             network=name,
@@ -156,12 +155,14 @@ def _write(engine: Path, manifest: Manifest) -> None:
 
 
 def _recipe_key(recipe: Recipe, checkpoint_sha256: str) -> str:
-    """Digest of everything that shapes the engine: weights, numbers, this package's code, the tools."""
+    """Digest of everything that shapes the engine: files, numbers, the code that lowers them, the tools."""
     sha = hashlib.sha256(
         f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device}".encode()
     )
-    sha.update(checkpoint_sha256.encode())
-    sha.update(digest(sorted(Path(__file__).parent.rglob("*.py"))).encode())
+    here = Path(__file__).parent
+    code = [here / "networks", *(here / f"{name}.py" for name in ("recipes", "to_onnx", "weights"))]
+    tokenizer = [recipe.tokenizer] if recipe.tokenizer else []
+    sha.update((checkpoint_sha256 + digest([*tokenizer, *code])).encode())
     sha.update(str([version(package) for package in _SOFTWARE]).encode())
     return sha.hexdigest()
 
@@ -196,8 +197,14 @@ def digest(paths: list[Path]) -> str:
     """SHA-256 over the contents of files, and of folders' files in the order of their names."""
     sha = hashlib.sha256()
     for path in paths:
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        for file in _files(path):
             with file.open("rb") as stream:
                 while block := stream.read(2**24):
                     sha.update(block)
     return sha.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")

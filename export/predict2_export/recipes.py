@@ -44,6 +44,12 @@ class Recipe:
     limits: Limits = FLOAT32
     precision: str = "fp32"
     device: str = "cpu"
+    tokenizer: Path | None = None  # goes with a text encoder
+
+    @property
+    def files(self) -> list[Path]:
+        """What the engine is made from."""
+        return [self.checkpoint, *([self.tokenizer] if self.tokenizer else [])]
 
 
 def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Recipe]:
@@ -56,6 +62,7 @@ def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Reci
             preset.text_encoder,
             text,
             partial(_text_encoder_graphs, preset.text_encoder),
+            tokenizer=checkpoints / preset.tokenizer_path,
         ),
         *(
             Recipe(name, preset.vae, vae, partial(_vae_graphs, preset.vae, name))

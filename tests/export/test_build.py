@@ -91,6 +91,25 @@ def test_other_weights_are_built_again(checkpoints, repository, tmp_path):
     assert any("lowering" in line for line in rebuilt(changed, served))
 
 
+def test_a_kept_engine_still_gets_the_current_model_files(checkpoints, repository, tmp_path):
+    served = tmp_path / "toy"
+    shutil.copytree(repository, served)
+    (served / STAGE / "config.pbtxt").write_text("old")
+    assert any("kept" in line for line in rebuilt(checkpoints, served))
+    current = (TEMPLATES / STAGE / "config.pbtxt").read_text()
+    assert (served / STAGE / "config.pbtxt").read_text() == current
+
+
+def test_another_tokenizer_is_installed(checkpoints, repository, tmp_path):
+    changed, served = tmp_path / "checkpoints", tmp_path / "toy"
+    shutil.copytree(checkpoints, changed)
+    shutil.copytree(repository, served)
+    path = changed / TOY.tokenizer_path
+    path.write_text(path.read_text() + "\n")
+    rebuilt(changed, served)
+    assert (served / STAGE / "1" / "tokenizer.json").read_text() == path.read_text()
+
+
 def test_an_engine_cut_short_is_built_again(checkpoints, repository, tmp_path):
     served = tmp_path / "toy"
     shutil.copytree(repository, served)
