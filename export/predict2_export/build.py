@@ -68,7 +68,7 @@ def build(
         _build_stage(preset, recipe, templates, output, tell)
     for name in (*preset.tasks, tensors.GENERATE.name):
         with _replacing(output / name) as folder:
-            shutil.copytree(templates / name, folder, dirs_exist_ok=True)
+            _copy_model(templates / name, folder)
     write_preset(output, preset)
 
 
@@ -89,11 +89,11 @@ def _build_stage(
     checkpoint_sha256 = digest([recipe.checkpoint])
     key = _recipe_key(recipe, checkpoint_sha256)
     if _is_current(output / name / VERSION_FOLDER, name, key):
-        shutil.copytree(templates / name, output / name, dirs_exist_ok=True)
+        _copy_model(templates / name, output / name)
         tell("already built from this checkpoint, kept")
         return
     with _replacing(output / name) as folder:
-        shutil.copytree(templates / name, folder, dirs_exist_ok=True)
+        _copy_model(templates / name, folder)
         engine = folder / VERSION_FOLDER
         if recipe.tokenizer:
             shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
@@ -111,6 +111,12 @@ def _build_stage(
         )
         _write(engine, manifest)
         _write(engine, _verified(manifest, recipe, graphs, engine, tell))
+
+
+def _copy_model(template: Path, folder: Path) -> None:
+    shutil.copytree(
+        template, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+    )
 
 
 def _lower(graphs: dict[str, ExportGraph], engine: Path, tell: Report) -> dict[str, Graph]:
