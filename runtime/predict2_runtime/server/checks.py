@@ -3,7 +3,7 @@
 
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from predict2_runtime.engines import read_manifest
@@ -45,22 +45,44 @@ def check_ports(address: str, ports: Mapping[str, int]) -> None:
         ServerUnavailableError: one is taken, or the address is not this machine's.
     """
     for name, port in ports.items():
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError as error:
-                raise ServerUnavailableError(
-                    f"{name} {port} on {address} can't be used ({error.strerror}); "
-                    f"stop what uses it or choose another with --{name}"
-                ) from error
+        try:
+            _bind(address, port)
+        except OSError as error:
+            raise ServerUnavailableError(
+                f"{name} {port} on {address} can't be used ({error.strerror}); "
+                f"stop what uses it or choose another with --{name}"
+            ) from error
 
 
 def free_port(address: str) -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
+    """A port nobody listens on now.
+
+    Raises:
+        ServerUnavailableError: the address is not this machine's.
+    """
+    try:
+        return _bind(address, 0)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"--address {address} can't be used ({error.strerror}); give one of this machine's"
+        ) from error
+
+
+def _bind(address: str, port: int) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
         return int(probe.getsockname()[1])
+
+
+def check_command(command: Sequence[str]) -> None:
+    """The command to run beside the server must be there.
+
+    Raises:
+        ServerUnavailableError: it isn't.
+    """
+    if command and shutil.which(command[0]) is None:
+        raise ServerUnavailableError(f"command {command[0]} isn't found; the server isn't started")
 
 
 def check_shared_memory() -> None:

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", default="127.0.0.1", help="address to listen on (%(default)s)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
-            f"--{name}-port", type=int, default=port, help="0 takes a free one (%(default)s)"
+            f"--{name}-port", type=_port, default=port, help="0 takes a free one (%(default)s)"
         )
     parser.add_argument(
         "--start-timeout", type=float, default=600, metavar="S", help="seconds (%(default)s)"
@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"port {port} must be between 0 and 65535")
+    return port
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -150,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         checks.check_repository(args.repository)
         checks.check_shared_memory()
+        checks.check_command(args.command)
         ports = _ports(args)
         with tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder:
             triton = find_tritonserver(Path(work_folder))
