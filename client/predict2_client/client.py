@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from predict2_spec.errors import InvalidRequestError, ServerError, ServerUnavailableError
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest, Video2WorldRequest
-from predict2_spec.results import Event
+from predict2_spec.results import Event, Failure
 from predict2_spec.tensors import GENERATE
 
 from . import media, wire
@@ -25,8 +25,6 @@ OnEvent = Callable[[Event], None]
 
 _HOST_AND_PORT = re.compile(r"(?:[^/:\s\[\]]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
-# Without this header Triton reports a stream's errors as text, with no status code.
-_WITH_STATUS = (("triton_grpc_error", "true"),)
 _CHANNEL = (
     ("grpc.max_send_message_length", -1),  # no limit: requests and results hold whole files
     ("grpc.max_receive_message_length", -1),
@@ -148,9 +146,7 @@ class Client:
 
     def _stream(self, request: Request, on_event: OnEvent, timeout_s: float | None) -> Result:
         message = wire.infer_request(request, GENERATE.name)
-        call = self._stub.ModelStreamInfer(
-            iter((message,)), metadata=_WITH_STATUS, timeout=timeout_s
-        )
+        call = self._stub.ModelStreamInfer(iter((message,)), timeout=timeout_s)
         try:
             for response in call:
                 if response.error_message:
@@ -159,6 +155,9 @@ class Client:
                 if isinstance(answer, Result):
                     _let_end(call)
                     return answer
+                if isinstance(answer, Failure):
+                    _let_end(call)
+                    raise wire.error_from(answer.status, answer.message, self.url)
                 on_event(answer)
         finally:
             call.cancel()

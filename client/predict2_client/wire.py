@@ -18,8 +18,17 @@ from predict2_spec.errors import (
     ServerUnavailableError,
 )
 from predict2_spec.requests import Request
-from predict2_spec.results import Event, Metadata
-from predict2_spec.tensors import EVENT, FRAMES, GENERATE, MEDIA, METADATA, Tensor, field_tensor
+from predict2_spec.results import Event, Failure, Metadata
+from predict2_spec.tensors import (
+    ERROR,
+    EVENT,
+    FRAMES,
+    GENERATE,
+    MEDIA,
+    METADATA,
+    Tensor,
+    field_tensor,
+)
 
 _TASK = GENERATE.inputs[0]
 
@@ -75,17 +84,20 @@ def _scalar_bytes(tensor: Tensor, value: Any) -> bytes:
         raise InvalidRequestError(f"{tensor.name} {value} is far too large") from error
 
 
-def read_response(response: Any) -> Event | Result:
-    """What a ModelInferResponse holds: an event of a stream, or the result.
+def read_response(response: Any) -> Event | Failure | Result:
+    """What a ModelInferResponse holds: an event of a stream, why it failed, or the result.
 
     Raises:
-        ServerError: neither is in it, or it can't be read.
+        ServerError: none of them is in it, or it can't be read.
     """
     outputs = InferResult(response)
     try:
         event = outputs.as_numpy(EVENT.name)
         if event is not None and event.size:
             return Event.from_json(event.item().decode())
+        failure = outputs.as_numpy(ERROR.name)
+        if failure is not None and failure.size:
+            return Failure.from_json(failure.item().decode())
         media, metadata = outputs.as_numpy(MEDIA.name), outputs.as_numpy(METADATA.name)
         if media is None or metadata is None:
             raise ValueError(f"no {MEDIA.name} or no {METADATA.name}")

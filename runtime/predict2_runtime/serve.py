@@ -7,11 +7,11 @@ from typing import Any
 
 from predict2_spec.errors import Predict2Error, RequestCancelledError, ServerError
 from predict2_spec.results import Event
-from predict2_spec.tensors import EVENT, Model
+from predict2_spec.tensors import ERROR, EVENT, Model
 
 from .progress import Progress
 from .stages import Arrays
-from .status import to_triton
+from .status import to_failure, to_triton
 from .tensors import from_tensors, to_tensors
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,20 @@ def serve_stage(
 
 def serve(pb_utils: Any, model: Model, requests: Sequence[Any], handler: Handler) -> list[Any]:
     """Answer each request of a pipeline by itself; it blocks until the work is done."""
-    return [_answer(pb_utils, model, request, handler, _ignore) for request in requests]
+    responses = []
+    for request in requests:
+        try:
+            outputs = _run(model, request, handler, _ignore)
+            responses.append(
+                pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
+            )
+        except Predict2Error as error:
+            responses.append(pb_utils.InferenceResponse(error=to_triton(pb_utils, error)))
+    return responses
 
 
 def serve_stream(pb_utils: Any, model: Model, requests: Sequence[Any], handler: Handler) -> None:
-    """Answer each request of a decoupled model: progress events as they happen, then the result."""
+    """Answer each request of a decoupled model: progress events as they happen, then the result or the error."""
     for request in requests:
         sender = request.get_response_sender()
 
@@ -40,27 +49,32 @@ def serve_stream(pb_utils: Any, model: Model, requests: Sequence[Any], handler: 
             tensors = to_tensors(pb_utils, [EVENT], {EVENT.name: event.to_json()})
             sender.send(pb_utils.InferenceResponse(tensors))
 
-        response = _answer(pb_utils, model, request, handler, emit)
+        try:
+            outputs = _run(model, request, handler, emit)
+        except Predict2Error as error:
+            outputs = {ERROR.name: to_failure(error).to_json()}
+        response = pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _answer(
-    pb_utils: Any, model: Model, request: Any, handler: Handler, emit: Callable[[Event], None]
-) -> Any:
+def _run(
+    model: Model, request: Any, handler: Handler, emit: Callable[[Event], None]
+) -> dict[str, Any]:
+    """The outputs for one request; whatever goes wrong comes out as an error of ours."""
+
     def check() -> None:
         if request.is_cancelled():
             raise RequestCancelledError("the request was cancelled by its caller")
 
     try:
-        inputs = from_tensors(model.inputs, request.inputs())
-        outputs = handler(inputs, Progress(emit, check))
-        return pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
-    except Predict2Error as error:
-        return pb_utils.InferenceResponse(error=to_triton(pb_utils, error))
-    except Exception:  # the last resort: this request fails, the next is served
+        return handler(from_tensors(model.inputs, request.inputs()), Progress(emit, check))
+    except Predict2Error:
+        raise
+    except Exception as error:  # the last resort: this request fails, the next is served
         log.exception("%s: request %s failed", model.name, request.request_id())
-        failure = ServerError(f"{model.name} failed on this request; the server's log says why")
-        return pb_utils.InferenceResponse(error=to_triton(pb_utils, failure))
+        raise ServerError(
+            f"{model.name} failed on this request; the server's log says why"
+        ) from error
 
 
 def _ignore(event: Event) -> None:

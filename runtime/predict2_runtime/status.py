@@ -12,27 +12,38 @@ from predict2_spec.errors import (
     ServerError,
     ServerUnavailableError,
 )
+from predict2_spec.results import Failure
 
-# error class -> name of the constant in pb_utils.TritonError; the first match wins
-_CODES: tuple[tuple[type[Predict2Error], str], ...] = (
-    (InvalidRequestError, "INVALID_ARG"),
-    (BlockedError, "INVALID_ARG"),
-    (RequestCancelledError, "CANCELLED"),
-    (ServerUnavailableError, "UNAVAILABLE"),
-    (EngineMismatchError, "UNAVAILABLE"),
+# error class, name of the constant in pb_utils.TritonError, name of the gRPC status; the first match wins
+_CODES: tuple[tuple[type[Predict2Error], str, str], ...] = (
+    (InvalidRequestError, "INVALID_ARG", "INVALID_ARGUMENT"),
+    (BlockedError, "INVALID_ARG", "INVALID_ARGUMENT"),
+    (RequestCancelledError, "CANCELLED", "CANCELLED"),
+    (ServerUnavailableError, "UNAVAILABLE", "UNAVAILABLE"),
+    (EngineMismatchError, "UNAVAILABLE", "UNAVAILABLE"),
 )
+
+
+def _names(error: Predict2Error) -> tuple[str, str]:
+    found = (names for kind, *names in _CODES if isinstance(error, kind))
+    triton, grpc = next(found, ["INTERNAL", "INTERNAL"])
+    return triton, grpc
 
 
 def to_triton(pb_utils: Any, error: Predict2Error) -> Any:
     """The error as a TritonError."""
-    name = next((name for kind, name in _CODES if isinstance(error, kind)), "INTERNAL")
-    return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, name))
+    return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, _names(error)[0]))
+
+
+def to_failure(error: Predict2Error) -> Failure:
+    """The error as the last message of a stream."""
+    return Failure(_names(error)[1], str(error))
 
 
 def from_triton(pb_utils: Any, error: Any, model: str) -> Predict2Error:
     """The error another model answered with, as ours."""
     code, message = error.code(), error.message()
-    for kind, name in _CODES:
+    for kind, name, _ in _CODES:
         if code == getattr(pb_utils.TritonError, name):
             return kind(message)
     return ServerError(f"{model} failed: {message}")

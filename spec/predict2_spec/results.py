@@ -26,6 +26,23 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a stream ended without a result."""
+
+    status: str  # name of the gRPC status a unary call would have had
+    message: str
+
+    def to_json(self) -> str:
+        """The failure as it goes over the wire."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Failure":
+        """Read a failure; fields this version doesn't know are ignored."""
+        return cls(**_known(cls, text))
+
+
+@dataclass(frozen=True)
 class Metadata:
     """How a result came about; with these values the same server makes the same bytes."""
 

@@ -58,10 +58,13 @@ TASK_MODELS = tuple(
 )
 
 EVENT = Tensor("event", "BYTES", (1,))  # JSON: stage, step, of, seconds
+# JSON: status, message. A stream's errors travel as data: reported as Triton's own they have no status, and with
+# the header that adds one Triton 2.51 crashes once in a few hundred.
+ERROR = Tensor("error", "BYTES", (1,))
 GENERATE = Model(
-    "generate",  # any task; streams events, then the result
+    "generate",  # any task; streams events, then the result or an error
     (Tensor("task", "BYTES", (1,)), *(field_tensor(name) for name in FIELD_TYPES)),
-    (EVENT, *RESULT),
+    (EVENT, ERROR, *RESULT),
     decoupled=True,
 )
 

@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from predict2_spec.results import Event, Metadata
+from predict2_spec.results import Event, Failure, Metadata
 
 METADATA = Metadata(
     task="text2image",
@@ -36,12 +36,21 @@ def _text(value):
     return serialize_byte_tensor(np.array([value.encode()], dtype=np.object_)).item()
 
 
+def _text_response(name, text):
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name=name, datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(_text(text))
+    return response
+
+
 def event_response(stage="denoise", step=1, of=2):
     """What the server sends after a step."""
-    response = service_pb2.ModelInferResponse()
-    response.outputs.add(name="event", datatype="BYTES", shape=[1])
-    response.raw_output_contents.append(_text(Event(stage, step, of, 0.5).to_json()))
-    return response
+    return _text_response("event", Event(stage, step, of, 0.5).to_json())
+
+
+def failure_response(status, message):
+    """What the server sends at the end of a stream that failed."""
+    return _text_response("error", Failure(status, message).to_json())
 
 
 def result_response(media=b"picture", metadata=METADATA, frames=None):
@@ -115,6 +124,7 @@ def respond():
 
     class Respond:
         event = staticmethod(event_response)
+        failure = staticmethod(failure_response)
         result = staticmethod(result_response)
         metadata = METADATA
 

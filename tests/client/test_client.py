@@ -60,10 +60,25 @@ def test_without_events_the_task_model_is_called(client, server):
     assert server.requests[0].model_name == "text2image"
 
 
-def test_with_events_the_streaming_model_is_called_for_status_codes(client, server):
+def test_with_events_the_streaming_model_is_called(client, server):
     client.generate(REQUEST, ignore)
     assert server.requests[0].model_name == "generate"
-    assert server.headers["triton_grpc_error"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequestError),
+        ("CANCELLED", RequestCancelledError),
+        ("UNAVAILABLE", ServerUnavailableError),
+        ("INTERNAL", ServerError),
+    ],
+)
+def test_failure_of_a_stream_raises_with_the_servers_words(client, server, respond, status, error):
+    answers = (respond.event(), respond.failure(status, "seed is odd"))
+    server.stream = lambda request, context: iter(answers)
+    with pytest.raises(error, match="seed is odd"):
+        client.generate(REQUEST, ignore)
 
 
 def test_events_arrive_in_order_in_the_callers_thread(client, server, respond):

@@ -9,7 +9,7 @@ from predict2_spec.errors import (
     ServerUnavailableError,
     VerificationError,
 )
-from predict2_spec.results import Event
+from predict2_spec.results import Event, Failure
 from predict2_spec.tensors import GENERATE, TEXT_ENCODER
 
 
@@ -103,4 +103,7 @@ def test_a_stream_that_fails_is_closed_too(pb_utils):
 
     serve_stream(pb_utils, GENERATE, [request], fail)
     ((response, flags),) = request.sent
-    assert (response.error.message(), flags) == ("no", 1)
+    assert flags == 1
+    assert Failure.from_json(response.outputs["error"][0].decode()) == Failure(
+        "INVALID_ARGUMENT", "no"
+    )
