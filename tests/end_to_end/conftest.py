@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One real server over a toy repository, shared by the tests of this folder, and means to call it."""
 
+import contextlib
 import fcntl
 import io
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -61,16 +63,16 @@ def toy_repository():
 
 @pytest.fixture(scope="session")
 def slim_repository(toy_repository, tmp_path_factory):
-    """The same engines with pictures only and one process a model, for tests that start servers of their own."""
+    """The same with pictures only and one process a model, for tests that start servers of their own."""
     folder = tmp_path_factory.mktemp("slim") / "toy"
     folder.mkdir()
-    shutil.copy(toy_repository / "repository.json", folder)
-    for stage in ("text_encoder", "vae_decoder", "text2image_denoiser", "video2world_denoiser"):
-        (folder / stage).symlink_to(toy_repository / stage)
-    for task in ("text2image", "generate"):
-        shutil.copytree(toy_repository / task, folder / task)
-        config = folder / task / "config.pbtxt"
-        config.write_text(re.sub(r"count: \d+", "count: 1", config.read_text()))
+    for part in toy_repository.iterdir():
+        if part.name in ("text2image", "generate"):
+            shutil.copytree(part, folder / part.name)
+            config = folder / part.name / "config.pbtxt"
+            config.write_text(re.sub(r"count: \d+", "count: 1", config.read_text()))
+        elif part.name not in ("video2world", "text2world"):
+            (folder / part.name).symlink_to(part)
     return folder
 
 
@@ -81,6 +83,8 @@ class Serve:
         ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
         command = [BIN / "predict2-serve", repository, *ports, *arguments]
         self.log = log
+        self.seen = set()
+        self.temporary = Path(environment.get("TMPDIR", tempfile.gettempdir()))
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 list(map(str, command)),
@@ -101,6 +105,7 @@ class Serve:
             assert time.monotonic() < deadline, f"not ready in {START_S} s:\n{self.text()}"
             time.sleep(0.05)
         self.url, self.http_url, self.metrics_url = found.groups()
+        self.regions()
         return self
 
     def stop(self, number=signal.SIGTERM):
@@ -109,15 +114,14 @@ class Serve:
         return self.process.wait(EXIT_S)
 
     def kill(self):
-        """End it whatever it does; a second signal makes it end Triton too."""
+        """End it whatever it does; every signal after the first means now."""
+        deadline = time.monotonic() + EXIT_S
         while self.process.poll() is None:
-            try:
-                self.stop()
-            except subprocess.TimeoutExpired:
-                try:
-                    self.stop()
-                except subprocess.TimeoutExpired:
-                    self.process.kill()
+            self.process.send_signal(
+                signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
 
     def models(self):
         """The processes of its Python models: pid -> name of the instance."""
@@ -125,12 +129,18 @@ class Serve:
         for pid in _descendants(self.process.pid):
             words = _read(f"/proc/{pid}/cmdline").split("\0")
             if words[0].endswith("triton_python_backend_stub"):
-                found[pid] = next(word for word in words if re.fullmatch(r"\w+_\d+_\d+", word))
+                found[pid] = next((w for w in words if re.fullmatch(r"\w+_\d+_\d+", w)), "")
         return found
 
     def processes(self):
         """Its own process id and those of all it has started."""
         return {self.process.pid, *_descendants(self.process.pid)}
+
+    def regions(self):
+        """The files of shared memory that it uses."""
+        maps = [_read(f"/proc/{pid}/maps") for pid in self.processes()]
+        self.seen.update(map(Path, re.findall(r"/dev/shm/\S+", "".join(maps))))
+        return self.seen
 
 
 def _read(path):
@@ -152,7 +162,8 @@ def _descendants(pid):
 @pytest.fixture(scope="session")
 def server(toy_repository, tmp_path_factory):
     """The server all tests share; the last test fails if it doesn't stop as it should."""
-    serve = Serve(tmp_path_factory.mktemp("server") / "log.txt", toy_repository)
+    folder, temporary = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("temporary")
+    serve = Serve(folder / "log.txt", toy_repository, TMPDIR=str(temporary))
     try:
         yield serve.wait_until_ready()
         assert serve.process.poll() is None, f"it ended by itself:\n{serve.text()}"
@@ -175,6 +186,8 @@ def start_server(tmp_path):
     yield start
     for serve in started:
         serve.kill()
+        for region in serve.seen:  # one that was killed leaves its own
+            region.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -210,7 +223,7 @@ def call(triton):
     """
 
     def call(model, **values):
-        inputs = infer_inputs(tritonclient.grpc, model, values)
+        inputs = make_inputs(tritonclient.grpc, model, values)
         result = triton.infer(model, inputs, client_timeout=CALL_S)
         return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
 
@@ -225,7 +238,7 @@ def call_http(server):
     ) as client:
 
         def call(model, **values):
-            result = client.infer(model, infer_inputs(tritonclient.http, model, values))
+            result = client.infer(model, make_inputs(tritonclient.http, model, values))
             return {o["name"]: result.as_numpy(o["name"]) for o in result.get_response()["outputs"]}
 
         yield call
@@ -239,7 +252,7 @@ def stream(server):
         client.start_stream(lambda result, error: received.put((result, error)))
 
         def stream(model, **values):
-            inputs = infer_inputs(tritonclient.grpc, model, values)
+            inputs = make_inputs(tritonclient.grpc, model, values)
             client.async_stream_infer(model, inputs, enable_empty_final_response=True)
             responses = []
             while True:
@@ -256,7 +269,7 @@ def stream(server):
         client.stop_stream()
 
 
-def infer_inputs(module, model, values):
+def make_inputs(module, model, values):
     dtypes = {tensor.name: tensor.dtype for tensor in MODELS[model].inputs}
     return [
         value
@@ -277,6 +290,12 @@ def infer_input(module, name, dtype, value):
     tensor = module.InferInput(name, array.shape, dtype)
     tensor.set_data_from_numpy(array)
     return tensor
+
+
+@pytest.fixture(scope="session")
+def infer_inputs():
+    """infer_inputs(tritonclient.grpc, model, {name: value}): the values as that client's inputs."""
+    return make_inputs
 
 
 @pytest.fixture(scope="session")
