@@ -21,9 +21,10 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
-from tritonclient.utils import triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from predict2_client import Client
+from predict2_spec.results import Failure
 from predict2_spec.tensors import MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -246,7 +247,10 @@ def call_http(server):
 
 @pytest.fixture
 def stream(server):
-    """stream(model, name=value, ...): all responses of a decoupled model, each as {name: array}."""
+    """stream(model, name=value, ...): all responses of a decoupled model, each as {name: array}.
+
+    A failure, which comes as data, is raised as the error that a unary call would have had.
+    """
     received = queue.SimpleQueue()
     with tritonclient.grpc.InferenceServerClient(server.url) as client:
         client.start_stream(lambda result, error: received.put((result, error)))
@@ -260,8 +264,12 @@ def stream(server):
                 if error is not None:
                     raise error
                 message = result.get_response()
-                if message.outputs:
-                    responses.append({o.name: result.as_numpy(o.name) for o in message.outputs})
+                outputs = {o.name: result.as_numpy(o.name) for o in message.outputs}
+                if "error" in outputs:
+                    failure = Failure.from_json(outputs["error"].item().decode())
+                    raise InferenceServerException(failure.message, f"StatusCode.{failure.status}")
+                if outputs:
+                    responses.append(outputs)
                 if message.parameters["triton_final_response"].bool_param:
                     return responses
 
