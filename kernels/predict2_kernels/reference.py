@@ -1,4 +1,4 @@
-# SPDX - License - Identifier : Apache - 2.0
+# SPDX-License-Identifier: Apache-2.0
 """Every kernel in plain torch: the truth for tests and the baseline for benchmarks."""
 
 from dataclasses import dataclass
