@@ -137,6 +137,15 @@ class Serve:
         """Its own process id and those of all it has started."""
         return {self.process.pid, *_descendants(self.process.pid)}
 
+    def sweep(self):
+        """Remove what a server leaves that didn't end in order: models' processes, shared memory."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            if f"{self.temporary}/" in _read(path).split("\0")[0]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+        for region in self.seen:
+            region.unlink(missing_ok=True)
+
     def regions(self):
         """The files of shared memory that it uses."""
         maps = [_read(f"/proc/{pid}/maps") for pid in self.processes()]
@@ -175,20 +184,21 @@ def server(toy_repository, tmp_path_factory):
 
 @pytest.fixture
 def start_server(tmp_path):
-    """Start servers of a test's own, which are gone after it."""
+    """start_server(repository, argument, ...): servers of a test's own, which are gone after it."""
     started = []
 
-    def start(repository, *arguments, **environment):
+    def start(repository, *arguments):
+        temporary = tmp_path / f"temporary{len(started)}"
+        temporary.mkdir()
         log = tmp_path / f"server{len(started)}.txt"
-        started.append(Serve(log, repository, *arguments, **environment))
+        started.append(Serve(log, repository, *arguments, TMPDIR=str(temporary)))
         return started[-1]
 
     start.started = started
     yield start
     for serve in started:
         serve.kill()
-        for region in serve.seen:  # one that was killed leaves its own
-            region.unlink(missing_ok=True)
+        serve.sweep()
 
 
 @pytest.hookimpl(wrapper=True)

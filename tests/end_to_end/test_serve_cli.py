@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,9 @@ BROKEN = "raise ImportError('a model that cannot start')\n"
 
 
 @pytest.fixture
-def start(start_server, slim_repository, tmp_path):
-    """Start a server whose temporary files all lie in one folder of the test's."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-
-    def start(*arguments, repository=slim_repository):
-        return start_server(repository, *arguments, TMPDIR=str(temporary))
-
-    return start
+def start(start_server, slim_repository):
+    """Start a server over the small repository."""
+    return partial(start_server, slim_repository)
 
 
 class Traces:
@@ -281,11 +276,11 @@ def test_a_folder_without_a_repository_is_refused(tmp_path):
     assert f"{tmp_path} is no repository made by predict2-export" in line
 
 
-def test_a_model_that_cannot_start_ends_the_server(start, slim_repository, tmp_path):
+def test_a_model_that_cannot_start_ends_the_server(start_server, slim_repository, tmp_path):
     repository = tmp_path / "broken"
     shutil.copytree(slim_repository, repository, symlinks=True)
     (repository / "text2image" / "1" / "model.py").write_text(BROKEN)
-    serve = start(repository=repository)
+    serve = start_server(repository)
     traces = Traces(serve)
     assert serve.process.wait(120) == 1
     assert "a model that cannot start" in serve.text()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """All tasks on a live server: what comes back is what was asked for, whole, described and repeatable."""
 
+import http.client
 import io
+import json
 import time
 from dataclasses import asdict
 from fractions import Fraction
@@ -427,6 +429,28 @@ def test_http_gives_the_same_bytes_as_grpc(call, call_http, picture_png):
     np.testing.assert_array_equal(by_http["frames"], by_grpc["frames"])
     served = Metadata.from_json(by_http["metadata"].item().decode())
     assert served.prompt == PROMPT
+
+
+def test_plain_json_by_http_will_do(server, client):
+    """For tools without a Triton client, such as curl."""
+    fields = {"prompt": PROMPT, **QUICK}
+    status, answer = post_json(server, "text2image", fields)
+    assert status == 200
+    assert bytes(answer["media"]) == client.text2image(**fields).media
+    assert Metadata.from_json(answer["metadata"]).prompt == PROMPT
+    status, answer = post_json(server, "text2image", {**fields, "num_steps": 0})
+    assert (status, answer) == (400, {"error": "num_steps 0 must be between 1 and 100"})
+
+
+def post_json(server, model, fields):
+    host, port = server.http_url.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    try:
+        connection.request("POST", f"/v2/models/{model}/generate", json.dumps(fields))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
 
 
 def test_prompts_of_any_script_come_back_as_they_went(client):
