@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.requests import LIMITS, ImageFormat
 
+# Pillow's own limit is another one and says no way out; ours is checked before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 JPEG_QUALITY = 85  # the original's
 H264_CRF = "15"  # what the original's imageio quality 7 comes to

@@ -12,7 +12,7 @@ from predict2_spec.tensors import ERROR, EVENT, Model
 from .progress import Progress
 from .stages import Arrays
 from .status import to_failure, to_triton
-from .tensors import from_tensors, to_tensors
+from .tensors import from_tensors, require, to_tensors
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ def _run(
             raise RequestCancelledError("the request was cancelled by its caller")
 
     try:
-        return handler(from_tensors(model.inputs, request.inputs()), Progress(emit, check))
+        inputs = from_tensors(model.inputs, request.inputs())
+        require(model, inputs)
+        return handler(inputs, Progress(emit, check))
     except Predict2Error:
         raise
     except Exception as error:  # the last resort: this request fails, the next is served

@@ -10,7 +10,7 @@ import numpy as np
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import Task
 from predict2_spec.requests import FIELD_TYPES, REQUESTS, Request
-from predict2_spec.tensors import Tensor
+from predict2_spec.tensors import MODELS, Model, Tensor
 
 _NUMPY: dict[str, Any] = {
     "BYTES": np.object_,
@@ -50,6 +50,17 @@ def from_tensors(tensors: Iterable[Tensor], received: Iterable[Any]) -> dict[str
     return {t.name(): _from_array(t, dtypes[t.name()]) for t in received if t is not None}
 
 
+def require(model: Model, arrays: Mapping[str, Any]) -> None:
+    """Triton counts a request's inputs and lets an optional one stand in for a missing one.
+
+    Raises:
+        InvalidRequestError: an input that isn't optional is missing.
+    """
+    missing = [t.name for t in model.inputs if not t.optional and t.name not in arrays]
+    if missing:
+        raise InvalidRequestError(f"{missing[0]} is missing; {model.name} can't do without it")
+
+
 def _from_array(tensor: Any, dtype: str) -> Any:
     array = tensor.as_numpy()
     return _decode(tensor.name(), array) if dtype == "BYTES" else array
@@ -73,8 +84,7 @@ def parse_request(task: Task, arrays: Mapping[str, Any]) -> Request:
     unknown = sorted(set(arrays) - known)
     if unknown:
         raise InvalidRequestError(f"{task} takes no {', '.join(unknown)}; leave it out")
-    if "prompt" not in arrays:
-        raise InvalidRequestError("prompt is missing; say what to generate")
+    require(MODELS[task], arrays)
     return kind(**{name: _scalar(name, array) for name, array in arrays.items()})
 
 

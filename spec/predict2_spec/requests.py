@@ -127,7 +127,8 @@ class GenerationRequest:
                 )
 
 
-def _check_guidance(name: str, value: float, limits: Limits) -> None:
+def check_guidance(name: str, value: float, limits: Limits = LIMITS) -> None:
+    """Refuse a guidance that is no number or outside its limits (InvalidRequestError)."""
     if not math.isfinite(value) or not 0 <= value <= limits.guidance:
         raise InvalidRequestError(f"{name} {value} must be between 0 and {limits.guidance}")
 
@@ -154,7 +155,7 @@ class Text2ImageRequest(GenerationRequest):
 
     def _check(self, limits: Limits) -> None:
         super()._check(limits)
-        _check_guidance("guidance", self.guidance, limits)
+        check_guidance("guidance", self.guidance, limits)
         if self.output_format not in IMAGE_FORMATS:
             raise InvalidRequestError(
                 f"output_format {self.output_format!r:.40} is unknown; choose one of {', '.join(IMAGE_FORMATS)}"
@@ -173,13 +174,28 @@ class _ClipRequest(GenerationRequest):
 
     def _check(self, limits: Limits) -> None:
         super()._check(limits)
-        _check_guidance("guidance", self.guidance, limits)
+        check_guidance("guidance", self.guidance, limits)
         if self.num_frames < 0:
             raise InvalidRequestError(f"num_frames {self.num_frames} must be positive, as 1 + 4k")
 
+    @property
+    def num_given(self) -> int:
+        """Frames of the clip that are there before it is generated."""
+        return 1
+
     def shape(self, preset: Preset) -> VideoShape:
-        """Size of the clip; raises InvalidRequestError when the preset can't make it."""
-        return _frame_shape(self, preset, "video2world", self.num_frames or preset.num_frames)
+        """Size of the clip.
+
+        Raises:
+            InvalidRequestError: the preset can't make it, or no frame is left to generate.
+        """
+        num_frames = self.num_frames or preset.num_frames
+        shape = _frame_shape(self, preset, "video2world", num_frames)
+        if shape.frames <= self.num_given:
+            raise InvalidRequestError(
+                f"num_frames {shape.frames} must be more than the {self.num_given} it goes on from"
+            )
+        return shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +227,10 @@ class Video2WorldRequest(_ClipRequest):
                 f"num_conditional_frames {self.num_conditional_frames} needs a video; a picture has one frame"
             )
 
-    def shape(self, preset: Preset) -> VideoShape:
-        """Size of the clip; there must be something left to generate."""
-        shape = super().shape(preset)
-        if shape.frames <= self.num_conditional_frames:
-            raise InvalidRequestError(
-                f"num_frames {shape.frames} must be more than num_conditional_frames {self.num_conditional_frames}"
-            )
-        return shape
+    @property
+    def num_given(self) -> int:
+        """The frames of the input that the clip begins with."""
+        return self.num_conditional_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +243,7 @@ class Text2WorldRequest(_ClipRequest):
 
     def _check(self, limits: Limits) -> None:
         super()._check(limits)
-        _check_guidance("image_guidance", self.image_guidance, limits)
+        check_guidance("image_guidance", self.image_guidance, limits)
 
 
 Request = Text2ImageRequest | Video2WorldRequest | Text2WorldRequest

@@ -17,6 +17,11 @@ def text(value):
     return np.array([value], dtype=np.object_)
 
 
+def asked(pb_utils, **options):
+    """A request that `generate` takes."""
+    return pb_utils.Request(task=text(b"text2image"), prompt=text(b"a"), **options)
+
+
 def encode(inputs):
     if inputs["prompt"] == ["bad"]:
         raise InvalidRequestError("prompt bad is bad; say good")
@@ -61,7 +66,7 @@ def test_errors_become_the_fitting_status(pb_utils, error, code):
     def fail(inputs, progress):
         raise error
 
-    (response,) = serve(pb_utils, GENERATE, [pb_utils.Request()], fail)
+    (response,) = serve(pb_utils, GENERATE, [asked(pb_utils)], fail)
     assert response.error.code() == getattr(pb_utils.TritonError, code)
 
 
@@ -73,13 +78,13 @@ def test_a_cancelled_request_stops_at_its_next_step(pb_utils):
             steps.append(step)
             progress.done("denoise", step + 1, 5)
 
-    (response,) = serve(pb_utils, GENERATE, [pb_utils.Request(cancelled=True)], work)
+    (response,) = serve(pb_utils, GENERATE, [asked(pb_utils, cancelled=True)], work)
     assert steps == [0]
     assert response.error.code() == pb_utils.TritonError.CANCELLED
 
 
 def test_a_stream_sends_events_as_they_happen_and_the_result_last(pb_utils):
-    request = pb_utils.Request(prompt=text(b"a"))
+    request = asked(pb_utils)
 
     def work(inputs, progress):
         progress.done("first")
@@ -96,7 +101,7 @@ def test_a_stream_sends_events_as_they_happen_and_the_result_last(pb_utils):
 
 
 def test_a_stream_that_fails_is_closed_too(pb_utils):
-    request = pb_utils.Request()
+    request = asked(pb_utils)
 
     def fail(inputs, progress):
         raise InvalidRequestError("no")
@@ -107,3 +112,9 @@ def test_a_stream_that_fails_is_closed_too(pb_utils):
     assert Failure.from_json(response.outputs["error"][0].decode()) == Failure(
         "INVALID_ARGUMENT", "no"
     )
+
+
+def test_a_missing_input_is_named(pb_utils):
+    (response,) = serve_stage(pb_utils, TEXT_ENCODER, [pb_utils.Request()], encode)
+    assert response.error.message() == "prompt is missing; text_encoder can't do without it"
+    assert response.error.code() == pb_utils.TritonError.INVALID_ARG

@@ -94,7 +94,9 @@ def test_a_side_beyond_the_networks_positions_is_refused():
 
 def test_a_clip_needs_frames_left_to_generate_and_no_more_than_the_preset_has():
     clip = {"prompt": "a", "video": b"x", "num_conditional_frames": 5}
-    with pytest.raises(InvalidRequestError, match="num_frames 5 must be more than num_cond"):
+    with pytest.raises(
+        InvalidRequestError, match="num_frames 5 must be more than the 5 it goes on from"
+    ):
         Video2WorldRequest(num_frames=5, **clip).shape(TOY)
     with pytest.raises(InvalidRequestError, match="num_frames 17 is more than preset toy makes"):
         Video2WorldRequest(num_frames=17, **clip).shape(TOY)

@@ -12,7 +12,7 @@ from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import Preset, Task
-from predict2_spec.requests import LIMITS, SOLVERS
+from predict2_spec.requests import LIMITS, SOLVERS, check_guidance
 from predict2_spec.video import LatentShape
 
 from . import Arrays
@@ -40,10 +40,11 @@ class Denoiser:
         latents, previous = inputs["latents"], inputs["previous_x0"]
         condition = inputs.get("condition_latents")
         self._check_shapes(latents, previous, condition)
+        _check_numbers(inputs)
+        scale = float(inputs["guidance"][0])
+        check_guidance("guidance", scale)
         guidance = Guidance(
-            self._text(inputs, "prompt_embeds"),
-            self._text(inputs, "negative_prompt_embeds"),
-            float(inputs["guidance"][0]),
+            self._text(inputs, "prompt_embeds"), self._text(inputs, "negative_prompt_embeds"), scale
         )
         step = _find_step(inputs)
         x0 = guided_x0(self._velocity, latents, step.sigma, guidance, condition)
@@ -77,6 +78,14 @@ class Denoiser:
                 f"{name} {embeds.shape} must be {expected}, as text_encoder makes it"
             )
         return embeds
+
+
+def _check_numbers(inputs: Arrays) -> None:
+    for name, array in inputs.items():
+        if name not in ("solver", "guidance") and not np.isfinite(array).all():
+            raise InvalidRequestError(
+                f"{name} holds NaN or infinite values; nothing can come of it"
+            )
 
 
 def _find_step(inputs: Arrays) -> Step:
