@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from predict2_client import Client, Predict2Error, ServerError, ServerUnavailableError
+from predict2_client import Client, Predict2Error, ServerUnavailableError
 
 pytestmark = pytest.mark.server
 
@@ -93,11 +93,6 @@ def test_a_stopped_server_leaves_nothing(start):
     assert traces.left() == NOTHING
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ServerError,
-    reason="once Triton is told to stop, it refuses the calls of a running pipeline to its stages",
-)
 def test_sigterm_lets_a_running_request_finish(start):
     serve = start().wait_until_ready()
     expected = generate(serve.url, num_steps=60).media
@@ -137,11 +132,6 @@ def test_a_second_ctrl_c_ends_it_at_once(start):
     assert (left["processes"], left["files"]) == ([], [])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.TimeoutExpired,
-    reason="a second signal within a tenth of a second of the first is not counted",
-)
 def test_two_signals_at_once_end_it_at_once(start):
     # Two of a kind could reach the process as one.
     interrupt(start("--exit-timeout", "600"), second=signal.SIGTERM, pause_s=0)
@@ -177,10 +167,6 @@ def _name(pid):
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="shared memory always stays behind, and now and then a model's process",
-)
 @pytest.mark.parametrize("end", [interrupt, interrupt_start, crash])
 def test_a_server_that_was_cut_short_leaves_nothing(start, end):
     assert end(start("--exit-timeout", "600")).left() == NOTHING
@@ -289,9 +275,6 @@ def test_a_model_that_cannot_start_ends_the_server(start_server, slim_repository
     assert traces.left() == NOTHING
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ONNX Runtime 1.31 reports to Microsoft unless ORT_DISABLE_TELEMETRY=1"
-)
 def test_nobody_is_told_about_the_server(server):
     assert any(server.temporary.iterdir()), "no temporary files were found to look at"
     assert not (server.temporary / TELEMETRY).exists()
@@ -325,10 +308,6 @@ def _links(pid):
         return []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Triton keeps answering 'Stub process is not healthy', says it is ready, and doesn't stop on SIGTERM",
-)
 def test_a_model_process_that_dies_is_replaced_or_ends_the_server(start):
     """Either will do: whoever runs the server starts it again when it ends."""
     serve = start("--exit-timeout", "5").wait_until_ready()

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded engine: an ONNX graph run by ONNX Runtime, on the CPU or with CUDA."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Unless told before its import, ONNX Runtime reports every session to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from predict2_spec.errors import EngineMismatchError

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Backend:
     preset: Preset
     precision: Mapping[str, str]  # denoiser -> precision of its engine
     call: Call
+    run_folder: Path | None = None  # where requests in progress are marked
 
 
 @dataclass(frozen=True)

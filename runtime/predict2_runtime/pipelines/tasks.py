@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public tasks: from a request to encoded media and its metadata."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 
 from predict2_runtime.bls import Call
 from predict2_runtime.conditioning import cover_crop
+from predict2_runtime.drain import RUN_FOLDER_VARIABLE, in_progress
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.frames import (
     Frames,
@@ -50,7 +52,9 @@ def open_backend(repository: Path, call: Call) -> Backend:
     if preset.video2world:
         denoisers.append(tensors.VIDEO2WORLD_DENOISER)
     manifests = [read_manifest(repository / m.name / VERSION_FOLDER) for m in denoisers]
-    return Backend(preset, {m.network: m.precision for m in manifests}, call)
+    folder = os.environ.get(RUN_FOLDER_VARIABLE)
+    precision = {m.network: m.precision for m in manifests}
+    return Backend(preset, precision, call, Path(folder) if folder else None)
 
 
 def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress) -> Outputs:
@@ -118,7 +122,8 @@ def any_task_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
 def _run(task: Task, backend: Backend, arrays: Arrays, progress: Progress) -> Outputs:
     request = parse_request(task, arrays)
     request.expect(backend.preset)
-    return PIPELINES[task](backend, request, progress)
+    with in_progress(backend.run_folder):
+        return PIPELINES[task](backend, request, progress)
 
 
 def _sampling(request: Request) -> Sampling:

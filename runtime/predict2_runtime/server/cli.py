@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from predict2_spec.errors import Predict2Error
+from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
 from . import checks, launch
 from .tritonserver import find_tritonserver
@@ -74,15 +74,18 @@ class _Signals:
     """SIGINT and SIGTERM as a request to stop; a second one means now."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        self._count += 1
 
     def stopping(self) -> bool:
-        return self.count > 0
+        return self._count > 0
+
+    def now(self) -> bool:
+        return self._count > 1
 
 
 def _ports(args: argparse.Namespace) -> launch.Ports:
@@ -96,15 +99,14 @@ def _ports(args: argparse.Namespace) -> launch.Ports:
     return ports
 
 
-def _run(
-    process: subprocess.Popen[bytes],
-    ports: launch.Ports,
-    args: argparse.Namespace,
-    signals: _Signals,
-) -> int:
-    """From the started server to the exit code: until a signal, the server's end, or the command's."""
-    began = time.monotonic()
-    if not launch.wait_until_ready(process, ports, args.start_timeout, signals.stopping):
+def _run(server: launch.Server, args: argparse.Namespace, signals: _Signals) -> int:
+    """From the started server to the exit code: until a signal or the command's end.
+
+    Raises:
+        ServerUnavailableError: the server or one of its models ended by itself.
+    """
+    began, ports = time.monotonic(), server.ports
+    if not launch.wait_until_ready(server, args.start_timeout, signals.stopping):
         return 130
     print(
         f"ready after {time.monotonic() - began:.1f} s: gRPC {ports.address}:{ports.grpc}, "
@@ -112,22 +114,27 @@ def _run(
         file=sys.stderr,
         flush=True,
     )
+    models = launch.model_processes(server)
     command = _start_command(args.command, ports) if args.command else None
-    while not signals.stopping():
-        if command is not None and command.poll() is not None:
-            return command.returncode
-        if process.poll() is not None:
-            print(
-                f"predict2-serve: tritonserver ended with code {process.returncode}",
-                file=sys.stderr,
-            )
-            return 1
-        time.sleep(0.1)
-    if command is not None and command.poll() is None:
-        command.terminate()
-        command.wait()
-        return 130
-    return 0
+    try:
+        while not signals.stopping():
+            if command is not None and command.poll() is not None:
+                return command.returncode
+            _check_alive(server, models)
+            time.sleep(0.1)
+    finally:
+        if command is not None and command.poll() is None:
+            command.terminate()
+            command.wait()
+    return 130 if command else 0
+
+
+def _check_alive(server: launch.Server, models: set[int]) -> None:
+    if server.process.poll() is not None:
+        raise ServerUnavailableError(f"tritonserver ended with code {server.process.returncode}")
+    if not all(map(launch.is_alive, models)):
+        # Triton neither replaces it nor stops being ready; whoever runs us starts us again.
+        raise ServerUnavailableError("a model's process died, so the server is stopped")
 
 
 def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Popen[bytes]:
@@ -137,18 +144,6 @@ def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Po
         "PREDICT2_METRICS_URL": f"{ports.address}:{ports.metrics}",
     }
     return subprocess.Popen(list(command), env={**os.environ, **urls})
-
-
-def _stop(process: subprocess.Popen[bytes], exit_timeout_s: float, signals: _Signals) -> None:
-    """Let running requests finish, unless a second signal says not to wait."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    deadline, before = time.monotonic() + exit_timeout_s + 10, signals.count
-    while process.poll() is None:
-        if signals.count > max(before, 1) or time.monotonic() > deadline:
-            launch.kill(process)
-        time.sleep(0.05)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,15 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ports = _ports(args)
         with tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder:
             triton = find_tritonserver(Path(work_folder))
-            command = launch.server_command(
-                triton, args.repository, ports, args.exit_timeout, args.verbose
+            signals, failed = _Signals(), True
+            server = launch.start(
+                triton, args.repository, ports, Path(work_folder), verbose=args.verbose
             )
-            signals = _Signals()
-            process = launch.start(command, launch.server_environment(triton, os.environ))
             try:
-                return _run(process, ports, args, signals)
+                code = _run(server, args, signals)
+                failed = False
+                return code
             finally:
-                _stop(process, args.exit_timeout, signals)
+                launch.stop(server, args.exit_timeout, lambda: failed or signals.now())
     except Predict2Error as error:
         print(f"predict2-serve: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One running Triton: its command line, its environment, waiting for it and stopping it."""
+"""One running Triton: its command line, its environment, its processes, waiting for it and stopping it."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,10 +12,15 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
+from predict2_runtime import drain
 from predict2_spec.errors import ServerUnavailableError
 
+from .checks import SHARED_MEMORY
 from .tritonserver import Tritonserver
+
+_TERMINATE_S = 20  # for Triton to end once nothing runs any more
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,32 @@ class Ports:
     metrics: int
 
 
+@dataclass(frozen=True)
+class Server:
+    """A started Triton and what is to be cleaned up after it."""
+
+    process: subprocess.Popen[bytes]
+    ports: Ports
+    run_folder: Path
+    shared_memory: str  # prefix of its regions' names
+
+
+def start(
+    triton: Tritonserver, repository: Path, ports: Ports, work_folder: Path, *, verbose: bool
+) -> Server:
+    """Start Triton over a repository; `work_folder` lives as long as it."""
+    run_folder = work_folder / "run"
+    run_folder.mkdir()
+    shared_memory = f"predict2_{uuid4().hex}_"
+    command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
+    environment = server_environment(triton, os.environ, run_folder)
+    # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    return Server(process, ports, run_folder, shared_memory)
+
+
 def server_command(
-    triton: Tritonserver, repository: Path, ports: Ports, exit_timeout_s: int, verbose: bool
+    triton: Tritonserver, repository: Path, ports: Ports, shared_memory: str, *, verbose: bool
 ) -> list[str]:
     """The argument list that starts Triton; configuration files are taken as they are written."""
     command = [
@@ -40,7 +71,7 @@ def server_command(
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={ports.address}",
         f"--metrics-port={ports.metrics}",
-        f"--exit-timeout-secs={exit_timeout_s}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         f"--log-info={str(verbose).lower()}",
     ]
     if not Path(
@@ -52,9 +83,11 @@ def server_command(
     return command
 
 
-def server_environment(triton: Tritonserver, environment: Mapping[str, str]) -> dict[str, str]:
+def server_environment(
+    triton: Tritonserver, environment: Mapping[str, str], run_folder: Path
+) -> dict[str, str]:
     """The environment in which Triton's Python models see what this interpreter sees."""
-    result = dict(environment)
+    result = {**environment, drain.RUN_FOLDER_VARIABLE: str(run_folder)}
     if triton.library_path:
         result["LD_LIBRARY_PATH"] = triton.library_path
         # The models' embedded Python ignores PYTHONPATH; it takes the first python3 on PATH for itself and
@@ -64,30 +97,20 @@ def server_environment(triton: Tritonserver, environment: Mapping[str, str]) -> 
     return result
 
 
-def start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start Triton in a session of its own, so that Ctrl-C reaches us first and its models stop in order."""
-    return subprocess.Popen(command, env=dict(environment), start_new_session=True)
-
-
-def wait_until_ready(
-    process: subprocess.Popen[bytes],
-    ports: Ports,
-    timeout_s: float,
-    should_stop: Callable[[], bool],
-) -> bool:
+def wait_until_ready(server: Server, timeout_s: float, should_stop: Callable[[], bool]) -> bool:
     """Wait for readiness; False when `should_stop` asked to give up first.
 
     Raises:
         ServerUnavailableError: Triton ended, or wasn't ready in time.
     """
     deadline = time.monotonic() + timeout_s
-    url = f"http://{ports.address}:{ports.http}/v2/health/ready"
+    url = f"http://{server.ports.address}:{server.ports.http}/v2/health/ready"
     while time.monotonic() < deadline:
         if should_stop():
             return False
-        if process.poll() is not None:
+        if server.process.poll() is not None:
             raise ServerUnavailableError(
-                f"tritonserver ended with code {process.returncode} while starting; the lines above say why"
+                f"tritonserver ended with code {server.process.returncode} while starting; the lines above say why"
             )
         try:
             with urllib.request.urlopen(url, timeout=1):
@@ -99,7 +122,57 @@ def wait_until_ready(
     )
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End Triton and its model processes at once."""
-    os.killpg(process.pid, 9)
-    process.wait()
+def model_processes(server: Server) -> set[int]:
+    """Process ids of the Python models: all that runs in the server's session but Triton itself."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        session, alive = _session(folder)
+        if alive and session == server.process.pid:
+            found.add(int(folder.name))
+    return found - {server.process.pid}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked for its code doesn't."""
+    return _session(Path("/proc") / str(pid))[1]
+
+
+def _session(folder: Path) -> tuple[int, bool]:
+    try:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it ended just now
+        return 0, False
+    return int(fields[3]), fields[0] != "Z"
+
+
+def stop(server: Server, timeout_s: float, now: Callable[[], bool]) -> None:
+    """Let running requests finish, end Triton, and leave nothing of it behind.
+
+    Args:
+        server: what to stop.
+        timeout_s: how long running requests get.
+        now: asked again and again; when it says so, waiting is over.
+    """
+    drain.stop_taking(server.run_folder)
+    _wait(timeout_s, lambda: now() or _ended(server) or not drain.count_running(server.run_folder))
+    if not _ended(server) and not now():
+        server.process.terminate()
+        _wait(_TERMINATE_S, lambda: now() or _ended(server))
+    for pid in model_processes(server):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if not _ended(server):
+        server.process.kill()
+    server.process.wait()
+    for region in SHARED_MEMORY.glob(f"{server.shared_memory}*"):
+        region.unlink(missing_ok=True)
+
+
+def _ended(server: Server) -> bool:
+    return server.process.poll() is not None
+
+
+def _wait(timeout_s: float, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.05)

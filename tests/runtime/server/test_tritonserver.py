@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from predict2_runtime.drain import RUN_FOLDER_VARIABLE
 from predict2_runtime.server import tritonserver
 from predict2_runtime.server.launch import Ports, server_command, server_environment
 from predict2_runtime.server.tritonserver import Tritonserver, find_tritonserver
@@ -59,19 +60,21 @@ def test_an_unsupported_python_is_told_which_are_supported(tmp_path, monkeypatch
 
 
 def test_models_find_this_environment_through_the_first_python_on_path():
-    environment = server_environment(Tritonserver(Path("t"), None, "/lib"), {"PATH": "/x"})
+    environment = server_environment(
+        Tritonserver(Path("t"), None, "/lib"), {"PATH": "/x"}, Path("/run")
+    )
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/x"
     assert environment["LD_LIBRARY_PATH"] == "/lib"
 
 
-def test_a_container_keeps_its_own_environment():
-    assert server_environment(Tritonserver(Path("t"), None, None), {"PATH": "/x"}) == {"PATH": "/x"}
+def test_a_container_keeps_its_own_environment(tmp_path):
+    environment = server_environment(Tritonserver(Path("t"), None, None), {"PATH": "/x"}, tmp_path)
+    assert environment == {"PATH": "/x", RUN_FOLDER_VARIABLE: str(tmp_path)}
 
 
 def test_the_server_listens_where_it_is_told_and_nowhere_else(tmp_path):
-    command = server_command(
-        Tritonserver(Path("t"), None, None), tmp_path, Ports("127.0.0.1", 1, 2, 3), 60, False
-    )
+    triton, ports = Tritonserver(Path("t"), None, None), Ports("127.0.0.1", 1, 2, 3)
+    command = server_command(triton, tmp_path, ports, "prefix_", verbose=False)
     for name, port in (("http", 1), ("grpc", 2), ("metrics", 3)):
         assert f"--{name}-address=127.0.0.1" in command
         assert f"--{name}-port={port}" in command

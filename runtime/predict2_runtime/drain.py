@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which requests are in progress, told through files between the model processes and whoever stops them.
+
+Told to stop, Triton refuses at once what its running pipelines still ask of their stages. So the server is only told
+when no pipeline runs any more, and pipelines take no new request from the moment it is to stop.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from predict2_spec.errors import ServerUnavailableError
+
+RUN_FOLDER_VARIABLE = "PREDICT2_RUN_FOLDER"  # of the environment; set by predict2-serve
+_STOPPING = "stopping"
+
+
+@contextmanager
+def in_progress(folder: Path | None) -> Iterator[None]:
+    """Mark a request as running while the block runs; without a folder nobody asks.
+
+    Raises:
+        ServerUnavailableError: the server is to stop.
+    """
+    if folder is None:
+        yield
+        return
+    if (folder / _STOPPING).exists():
+        raise ServerUnavailableError(
+            "the server is stopping; send the request again when it is back"
+        )
+    mark = folder / f"request-{uuid4().hex}"
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def stop_taking(folder: Path) -> None:
+    """Let no new request begin."""
+    (folder / _STOPPING).touch()
+
+
+def count_running(folder: Path) -> int:
+    """Requests in progress."""
+    return sum(1 for _ in folder.glob("request-*"))

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from predict2_runtime.drain import count_running, in_progress, stop_taking
+from predict2_spec.errors import ServerUnavailableError
+
+
+def test_requests_in_progress_are_counted(tmp_path):
+    with in_progress(tmp_path), in_progress(tmp_path):
+        assert count_running(tmp_path) == 2
+    assert count_running(tmp_path) == 0
+
+
+def test_a_request_that_fails_is_no_longer_in_progress(tmp_path):
+    with pytest.raises(ZeroDivisionError), in_progress(tmp_path):
+        raise ZeroDivisionError
+    assert count_running(tmp_path) == 0
+
+
+def test_a_server_that_stops_lets_the_running_finish_and_refuses_the_next(tmp_path):
+    with in_progress(tmp_path):
+        stop_taking(tmp_path)
+        assert count_running(tmp_path) == 1
+        with pytest.raises(
+            ServerUnavailableError, match="the server is stopping; send the request"
+        ):
+            in_progress(tmp_path).__enter__()
+    assert count_running(tmp_path) == 0
+
+
+def test_without_a_folder_nothing_is_asked():
+    with in_progress(None):
+        pass
