@@ -139,7 +139,7 @@ def test_an_unknown_output_is_refused(triton, refused):
 HUGE = 2**62
 NOT_1_4K = r"num_frames {} must be 1 \+ 4k; nearest are {} and {}"
 VALUES = {
-    "no prompt": ("text2image", {"seed": 1}, r"prompt is missing; say what to generate"),
+    "no prompt": ("text2image", {"seed": 1}, r"prompt is missing; \w+ can't do without it"),
     "empty prompt": ("text2image", {"prompt": ""}, r"prompt is empty; say what to generate"),
     "blank prompt": ("text2world", {"prompt": " \n\t\u00a0"}, r"prompt is empty; say .*"),
     "prompt of broken UTF-8": (
@@ -443,7 +443,7 @@ INPUTS = {
     ),
     "no frame left to generate": (
         lambda clip: {"video": clip, "num_conditional_frames": 5, "num_frames": 5},
-        r"num_frames 5 must be more than num_conditional_frames 5",
+        r"num_frames 5 must be more than the 5 it goes on from",
     ),
     "clip cut in half": (lambda clip: {"video": clip[: len(clip) // 2]}, NO_VIDEO),
     "first bytes of a clip": (lambda clip: {"video": clip[:40]}, NO_VIDEO),
@@ -515,6 +515,7 @@ def step(**changes):
 
 
 NAN = float("nan")
+CONDITION = {"condition_latents": latents(16, 1, 2, 2)}
 STAGES = {
     "no prompts": (
         "text_encoder",
@@ -608,12 +609,12 @@ STAGES = {
     ),
     "euler's step beyond its last": (
         "video2world_denoiser",
-        step(step=34, solver="euler"),
+        step(step=34, solver="euler", **CONDITION),
         r"step 34 must be between 0 and 33",
     ),
     "negative step": (
         "video2world_denoiser",
-        step(step=-1),
+        step(step=-1, **CONDITION),
         r"step -1 must be between 0 and 35",
     ),
     "no steps": (
@@ -638,12 +639,12 @@ STAGES = {
     ),
     "no latents": (
         "video2world_denoiser",
-        step(latents=latents(16, 0, 2, 2)),
+        step(latents=latents(16, 0, 2, 2), **CONDITION),
         r"num_frames -3 must be 1 \+ 4k; .*",
     ),
     "more latent frames than the preset's": (
         "video2world_denoiser",
-        step(latents=latents(16, 5, 2, 2)),
+        step(latents=latents(16, 5, 2, 2), **CONDITION),
         r"num_frames 17 is more than preset toy makes in one clip: 13 at most",
     ),
     "a clip for the picture network": (
@@ -696,7 +697,7 @@ STAGES = {
     "NaN guidance": ("text2image_denoiser", step(guidance=NAN), r"guidance nan must be .*"),
     "infinite guidance": (
         "video2world_denoiser",
-        step(guidance=float("inf")),
+        step(guidance=float("inf"), **CONDITION),
         r"guidance inf must be .*",
     ),
 }
