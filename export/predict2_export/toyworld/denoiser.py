@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the toy's two denoisers: a rectified flow from noise to the latents of captioned scenes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from predict2_export.networks.dit import Dit
+from predict2_export.networks.text_encoder import TextEncoder
+from predict2_export.networks.vae import Vae
+from predict2_runtime.schedule import CONDITION_SIGMA, flow_time
+from predict2_spec.presets import TOY
+from predict2_spec.requests import DEFAULT_NEGATIVE_PROMPT
+from predict2_spec.video import TOY_SIZES
+
+from .fit import Stage, fit
+from .muon import Muon
+from .sampling import encode
+from .scene import NUM_FRAMES, caption, draw, random_scene
+from .text import embed, word_tokenizer
+
+SIZE_CHANCES = {"16:9": 0.4, "1:1": 0.3, "9:16": 0.1, "4:3": 0.1, "3:4": 0.1}
+_DROPPED = 0.14  # of the prompts: half become zeros, half the default negative prompt
+_TWO_FRAMES = 0.3  # of the clips give two latent frames, the others one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a denoiser is trained."""
+
+    frames: int  # of a scene
+    batch: int
+    lr: float
+    start: int  # scenes encoded before the first step
+    growth: int  # scenes encoded in every step
+    most: int  # scenes kept
+    time_mean: float  # of the normal whose logistic is the time
+    time_std: float = 1.4
+
+
+TEXT2IMAGE = Plan(1, batch=64, lr=2e-3, start=1024, growth=12, most=24_000, time_mean=0.3)
+VIDEO2WORLD = Plan(NUM_FRAMES, batch=20, lr=2e-3, start=320, growth=2, most=8_000, time_mean=0.7)
+
+
+@dataclass
+class Pool:
+    """Latents and text embeddings of random training scenes, by picture size."""
+
+    vae: Vae
+    encoder: TextEncoder
+    frames: int
+    rng: np.random.Generator
+    latents: dict[str, list[Tensor]] = field(default_factory=lambda: {s: [] for s in SIZE_CHANCES})
+    embeds: dict[str, list[Tensor]] = field(default_factory=lambda: {s: [] for s in SIZE_CHANCES})
+
+    def __post_init__(self) -> None:
+        self.tokenizer = word_tokenizer()
+        self.negative = embed(self.encoder, self.tokenizer, [DEFAULT_NEGATIVE_PROMPT])[0]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.latents.values())
+
+    def grow(self, count: int, size: str = "") -> None:
+        """Add scenes, of any size or of one."""
+        size = size or str(self.rng.choice(list(SIZE_CHANCES), p=list(SIZE_CHANCES.values())))
+        width, height = TOY_SIZES[size]
+        scenes = [random_scene(self.rng, width, height) for _ in range(count)]
+        clips = np.stack([draw(scene, width, height, self.frames) for scene in scenes])
+        prompts = [caption(scene, self.rng) for scene in scenes]
+        self.latents[size] += encode(self.vae, clips).unbind()
+        self.embeds[size] += embed(self.encoder, self.tokenizer, prompts).unbind()
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Latents [count, 16, T, H, W] of one size, and embeddings of which some are dropped."""
+        size = str(self.rng.choice(list(SIZE_CHANCES), p=list(SIZE_CHANCES.values())))
+        rows = self.rng.integers(len(self.latents[size]), size=count)
+        embeds = [self._perhaps(self.embeds[size][row]) for row in rows]
+        return torch.stack([self.latents[size][row] for row in rows]), torch.stack(embeds)
+
+    def _perhaps(self, embeds: Tensor) -> Tensor:
+        chance = self.rng.random()
+        if chance < _DROPPED / 2:
+            return torch.zeros_like(embeds)
+        return self.negative if chance < _DROPPED else embeds
+
+
+@torch.no_grad()
+def initialise(dit: Dit, seed: int = 0) -> None:
+    """Closed gates and a zero output, so that training starts from the identity."""
+    torch.manual_seed(seed)
+    for name, module in dit.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        if name.endswith("output_proj"):
+            module.weight *= 0.5  # type: ignore[operator]
+        if name.endswith("t_embedder.1.linear_2"):
+            nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+        if ("adaln" in name and name.endswith(".2")) or name == "final_layer.linear":
+            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+
+
+def train_denoiser(
+    stage: Stage, plan: Plan, vae: Vae, encoder: TextEncoder, first: Sequence[str] = ()
+) -> nn.Module:
+    """Train the denoiser of a plan; `first` are sizes to fill the pool with before others."""
+    spec = TOY.text2image if plan is TEXT2IMAGE else TOY.video2world
+    assert spec is not None
+    dit = Dit(spec)
+    initialise(dit)
+    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+    pool = Pool(vae, encoder, plan.frames, rng)
+    for size, chance in SIZE_CHANCES.items():
+        for _ in range(round(plan.start * chance / 8)):
+            pool.grow(8, size)
+
+    def loss_of(progress: float) -> Tensor:
+        if len(pool) < plan.most:
+            pool.grow(plan.growth)
+        clean, text = pool.batch(plan.batch)
+        return flow_loss(dit, clean, text, plan, rng)
+
+    plain = ("x_embedder", "final_layer.linear", "t_embedder")
+    return fit(stage, dit, Muon(dit, plan.lr, plain), loss_of)
+
+
+def flow_loss(
+    dit: Dit, clean: Tensor, text: Tensor, plan: Plan, rng: np.random.Generator
+) -> Tensor:
+    """Squared error of the velocity on the frames that aren't given."""
+    count, _, frames = clean.shape[:3]
+    time = torch.sigmoid(plan.time_mean + plan.time_std * torch.randn(count))
+    noise = torch.randn_like(clean)
+    wide = time.view(-1, 1, 1, 1, 1)
+    noisy = (1 - wide) * clean + wide * noise
+    times = time[:, None].repeat(1, frames)
+    if not dit.spec.condition_mask:
+        flow = dit(noisy, times, text)
+        return (flow - (noise - clean)).square().mean()
+    given = torch.from_numpy(1 + (rng.random(count) < _TWO_FRAMES))[:, None]  # latent frames
+    is_given = torch.arange(frames)[None] < given
+    times = times.masked_fill(is_given, flow_time(CONDITION_SIGMA))
+    mask = is_given.view(count, 1, frames, 1, 1).expand_as(clean[:, :1]).float()
+    flow = dit(torch.where(mask > 0, clean, noisy), times, text, mask)
+    errors = (flow - (noise - clean)).square() * (1 - mask)
+    return errors.sum() / ((1 - mask).sum() * clean.shape[1])

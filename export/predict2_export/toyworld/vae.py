@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the toy's VAE, in two stages: all of it, then the decoder on latents with some noise."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from predict2_export.networks.vae import Caches, CausalConv3d, Downsample, ResidualBlock, Upsample, Vae
+from predict2_spec.networks import LATENT_CHANNELS
+from predict2_spec.presets import TOY
+from predict2_spec.video import SPATIAL_STRIDE
+
+from .fit import Stage, fit
+from .muon import Muon
+from .scene import NUM_FRAMES, Scene, draw, random_scene
+
+KL_WEIGHT = 1e-4  # a nat of an average latent element against an error of 1 of an average pixel
+LATENT_NOISE = 0.1  # of the decoder's second stage, in deviations of a channel
+CROP = 32
+# Batch and frames of a step. Short crops around the actor first: all that is hard is in them.
+_CROPS = ((24, 1), (8, 5), (4, 9), (3, 13))
+_WHOLE = ((12, 1), (4, 5), (2, 9), (2, 13))
+_CHANCES = (0.25, 0.3, 0.2, 0.25)
+_CROPS_UNTIL = 0.55  # of the stage
+_SIZES = ((80, 48), (64, 64), (48, 80), (64, 48), (48, 64))
+_SIZE_CHANCES = (0.4, 0.3, 0.1, 0.1, 0.1)
+
+
+@torch.no_grad()
+def initialise(vae: Vae, seed: int = 0) -> None:
+    """Weights that let a picture through: no bias, kernels over time that look at the newest frame.
+
+    With torch's own the training stays on a plateau where all is either bluish or orange.
+    """
+    torch.manual_seed(seed)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            taps = module.kernel_size[-1] ** 2
+            nn.init.normal_(module.weight, std=(module.in_channels * taps) ** -0.5)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        if isinstance(module, CausalConv3d):
+            module.weight[:, :, :-1] *= 0.2
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock):
+            module.residual[-1].weight *= 0.5  # type: ignore[operator]
+        if isinstance(module, Downsample):
+            conv = module.resample[1]
+            conv.weight *= 0.3  # type: ignore[operator]
+            conv.weight[:, :, :2, :2] += torch.eye(len(conv.weight))[..., None, None] / 4  # type: ignore[operator,arg-type,index]
+            if module.time_conv is not None:
+                module.time_conv.weight *= 0.3
+                module.time_conv.weight[:, :, 1:, 0, 0] += torch.eye(len(conv.weight))[..., None] / 2  # type: ignore[arg-type]
+        if isinstance(module, Upsample) and module.time_conv is not None:
+            width = module.time_conv.in_channels
+            module.time_conv.weight *= 0.3
+            module.time_conv.weight[:, :, -1, 0, 0] += torch.eye(width).repeat(2, 1)
+
+
+def posterior(vae: Vae, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of a whole clip's latents, before normalisation."""
+    both = vae.conv1(_whole(vae.encoder, frames))
+    return both[:, :LATENT_CHANNELS], both[:, LATENT_CHANNELS:].clamp(-20, 5)
+
+
+def decoded(vae: Vae, latents: Tensor) -> Tensor:
+    """A whole clip from latents before normalisation."""
+    return _whole(vae.decoder, vae.conv2(latents))
+
+
+def _whole(network: nn.Module, x: Tensor) -> Tensor:
+    """As the chunked pass, in two chunks: the first frame, and all others."""
+    caches = Caches(None)
+    first: Tensor = network(x[:, :, :1], caches)
+    if x.shape[2] == 1:
+        return first
+    return torch.cat((first, network(x[:, :, 1:], Caches(caches.kept))), dim=2)
+
+
+def random_clips(rng: np.random.Generator, count: int, frames: int, crop: bool) -> Tensor:
+    """Clips [count, 3, frames, H, W] in -1..1 of one size, the last frames of random scenes.
+
+    Half of the cropped ones have random colours, so that the VAE learns all three of them.
+    """
+    width, height = _SIZES[rng.choice(len(_SIZES), p=_SIZE_CHANCES)]
+    clips = [_clip(rng, width, height, frames, crop) for _ in range(count)]
+    pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+    return pixels.float() / 127.5 - 1
+
+
+def _clip(
+    rng: np.random.Generator, width: int, height: int, frames: int, crop: bool
+) -> NDArray[np.uint8]:
+    scene = random_scene(rng, width, height)
+    start = int(rng.integers(NUM_FRAMES - frames + 1))
+    x, y = scene.centre(start)
+    scene = replace(scene, x=x, y=y)
+    if not crop:
+        return draw(scene, width, height, frames)
+    palette = None
+    if rng.random() < 0.5:
+        palette = {word: tuple(rng.uniform(0, 255, 3)) for word in (scene.colour, scene.background)}
+    left, top = (_corner(rng, at, size) for at, size in zip(_middle(scene, frames), (width, height), strict=True))
+    return draw(scene, width, height, frames, palette)[:, top : top + CROP, left : left + CROP]
+
+
+def _middle(scene: Scene, frames: int) -> tuple[float, float]:
+    (x0, y0), (x1, y1) = scene.centre(0), scene.centre(frames - 1)
+    return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+def _corner(rng: np.random.Generator, centre: float, size: int) -> int:
+    return int(np.clip(centre - CROP / 2 + rng.uniform(-10, 10), 0, size - CROP))
+
+
+def _error(made: Tensor, frames: Tensor) -> Tensor:
+    """L1 and squared error, more where the picture isn't plain background."""
+    corner = frames[:, :, :, :1, :1]
+    weight = 1 + 3 * ((frames - corner).abs().amax(1, keepdim=True) > 0.1).float()
+    weight = F.max_pool3d(weight, (1, 5, 5), 1, (0, 2, 2))
+    gap = made - frames
+    return ((gap.abs() + gap.square()) * weight).mean() / weight.mean()
+
+
+def train_vae(stage: Stage) -> Vae:
+    """Train encoder and decoder together."""
+    vae = Vae(TOY.vae)
+    initialise(vae)
+    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+
+    def loss_of(progress: float) -> Tensor:
+        crop = progress < _CROPS_UNTIL
+        count, frames = (_CROPS if crop else _WHOLE)[rng.choice(4, p=_CHANCES)]
+        clips = random_clips(rng, count, frames, crop)
+        mean, log_variance = posterior(vae, clips)
+        latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+        return _error(decoded(vae, latents), clips) + KL_WEIGHT * divergence
+
+    return fit(stage, vae, Muon(vae, lr=3e-3), loss_of)  # type: ignore[return-value]
+
+
+def latent_statistics(vae: Vae, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every latent channel over clips, [1, 16, 1, 1, 1]."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        parts = [posterior(vae, random_clips(rng, 8, NUM_FRAMES, False))[0] for _ in range(12)]
+    rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
+    return (value.view(1, -1, 1, 1, 1) for value in (rows.mean(1), rows.std(1)))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def fold_normalisation(vae: Vae) -> None:
+    """Change the weights so that latents have mean 0 and deviation 1 by themselves."""
+    mean, std = (value.flatten() for value in latent_statistics(vae))
+    channels = slice(LATENT_CHANNELS)
+    vae.conv1.weight[channels] /= std.view(-1, 1, 1, 1, 1)
+    vae.conv1.bias[channels] = (vae.conv1.bias[channels] - mean) / std  # type: ignore[index]
+    vae.conv2.bias += vae.conv2.weight[:, :, 0, 0, 0] @ mean
+    vae.conv2.weight *= std.view(1, -1, 1, 1, 1)
+
+
+def train_decoder(stage: Stage, vae: Vae) -> Vae:
+    """Train the decoder alone, on whole pictures, with noise on the latents of a folded VAE."""
+    vae.requires_grad_(True)
+    vae.encoder.requires_grad_(False)
+    vae.conv1.requires_grad_(False)
+    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+
+    def loss_of(progress: float) -> Tensor:
+        count, frames = _WHOLE[rng.choice(4, p=_CHANCES)]
+        clips = random_clips(rng, count, frames, crop=False)
+        with torch.no_grad():
+            latents, _ = posterior(vae, clips)
+        return _error(decoded(vae, latents + LATENT_NOISE * torch.randn_like(latents)), clips)
+
+    return fit(stage, vae, Muon(vae, lr=1.5e-3), loss_of)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def psnr(vae: Vae, clips: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each clip's reconstruction, in decibels."""
+    made = decoded(vae, posterior(vae, clips)[0]).clamp(-1, 1)
+    return 10 * torch.log10(4 / (made - clips).square().flatten(1).mean(1))
+
+
+assert SPATIAL_STRIDE * 4 == CROP
