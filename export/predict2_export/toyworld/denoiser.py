@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the toy's two denoisers: a rectified flow from noise to the latents of captioned scenes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +19,8 @@ from .fit import Stage, fit
 from .muon import Muon
 from .sampling import encode
 from .scene import NUM_FRAMES, caption, draw, random_scene
-from .text import embed, word_tokenizer
+from .text import embed
+from .tokenizer import word_tokenizer
 
 SIZE_CHANCES = {"16:9": 0.4, "1:1": 0.3, "9:16": 0.1, "4:3": 0.1, "3:4": 0.1}
 _DROPPED = 0.14  # of the prompts: half become zeros, half the default negative prompt
@@ -41,8 +41,8 @@ class Plan:
     time_std: float = 1.4
 
 
-TEXT2IMAGE = Plan(1, batch=64, lr=2e-3, start=1024, growth=12, most=24_000, time_mean=0.3)
-VIDEO2WORLD = Plan(NUM_FRAMES, batch=20, lr=2e-3, start=320, growth=2, most=8_000, time_mean=0.7)
+TEXT2IMAGE = Plan(1, batch=80, lr=2e-3, start=1024, growth=12, most=24_000, time_mean=0.3)
+VIDEO2WORLD = Plan(NUM_FRAMES, batch=24, lr=2e-3, start=320, growth=2, most=8_000, time_mean=0.7)
 
 
 @dataclass
@@ -92,20 +92,19 @@ def initialise(dit: Dit, seed: int = 0) -> None:
     """Closed gates and a zero output, so that training starts from the identity."""
     torch.manual_seed(seed)
     for name, module in dit.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        if not isinstance(module, nn.Linear):
+            continue
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if name.endswith("output_proj"):
-            module.weight *= 0.5  # type: ignore[operator]
+            module.weight *= 0.5
         if name.endswith("t_embedder.1.linear_2"):
-            nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.trunc_normal_(module.weight, std=0.02)
         if ("adaln" in name and name.endswith(".2")) or name == "final_layer.linear":
-            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(module.weight)
 
 
-def train_denoiser(
-    stage: Stage, plan: Plan, vae: Vae, encoder: TextEncoder, first: Sequence[str] = ()
-) -> nn.Module:
-    """Train the denoiser of a plan; `first` are sizes to fill the pool with before others."""
+def train_denoiser(stage: Stage, plan: Plan, vae: Vae, encoder: TextEncoder) -> Dit:
+    """Train the denoiser of a plan on latents of `vae` and embeddings of `encoder`."""
     spec = TOY.text2image if plan is TEXT2IMAGE else TOY.video2world
     assert spec is not None
     dit = Dit(spec)
@@ -137,12 +136,12 @@ def flow_loss(
     noisy = (1 - wide) * clean + wide * noise
     times = time[:, None].repeat(1, frames)
     if not dit.spec.condition_mask:
-        flow = dit(noisy, times, text)
+        flow: Tensor = dit(noisy, times, text)
         return (flow - (noise - clean)).square().mean()
     given = torch.from_numpy(1 + (rng.random(count) < _TWO_FRAMES))[:, None]  # latent frames
     is_given = torch.arange(frames)[None] < given
     times = times.masked_fill(is_given, flow_time(CONDITION_SIGMA))
     mask = is_given.view(count, 1, frames, 1, 1).expand_as(clean[:, :1]).float()
     flow = dit(torch.where(mask > 0, clean, noisy), times, text, mask)
-    errors = (flow - (noise - clean)).square() * (1 - mask)
+    errors: Tensor = (flow - (noise - clean)).square() * (1 - mask)
     return errors.sum() / ((1 - mask).sum() * clean.shape[1])

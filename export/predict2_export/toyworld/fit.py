@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .muon import Muon
@@ -16,6 +18,7 @@ from .plots import write_curve
 
 CHECKPOINT_EVERY = 60.0  # seconds
 EMA = 0.995
+Network = TypeVar("Network", bound=nn.Module)
 Loss = Callable[[float], Tensor]  # from the progress 0..1 of the stage
 
 
@@ -33,10 +36,11 @@ class Stage:
         return self.folder / f"{self.name}.pt"
 
 
-def fit(stage: Stage, network: nn.Module, optimiser: Muon, loss_of: Loss) -> nn.Module:
+def fit(stage: Stage, network: Network, optimiser: Muon, loss_of: Loss) -> Network:
     """Train until the stage's minutes are used up, all its runs together.
 
-    A run that was interrupted goes on from its last checkpoint, at most a minute old.
+    A run that was interrupted goes on from its last checkpoint, at most a minute old. In a process
+    group all processes train one network, each on batches of its own.
 
     Returns:
         The average of the weights over the last few hundred steps.
@@ -44,22 +48,47 @@ def fit(stage: Stage, network: nn.Module, optimiser: Muon, loss_of: Loss) -> nn.
     average = copy.deepcopy(network).requires_grad_(False)
     spent, losses = _resume(stage, network, average, optimiser)
     began, saved = time.monotonic() - spent, spent
-    progress = min(spent / (60 * stage.minutes), 1.0)
+    progress = _agreed(min(spent / (60 * stage.minutes), 1.0))
     while progress < 1.0:
         loss = loss_of(progress)
         network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        _share_gradients(network)
         norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         if torch.isfinite(norm):
             optimiser.step(progress)
             _follow(average, network, min(EMA, len(losses) / (len(losses) + 10)))
             losses.append(loss.item())
         spent = time.monotonic() - began
-        progress = min(spent / (60 * stage.minutes), 1.0)
+        progress = _agreed(min(spent / (60 * stage.minutes), 1.0))
         if spent - saved > CHECKPOINT_EVERY or progress >= 1.0:
             saved = spent
             _save(stage, network, average, optimiser, spent, losses)
     return average
+
+
+def _agreed(progress: float) -> float:
+    """The first process's progress, so that all take the same steps."""
+    if not dist.is_initialized():
+        return progress
+    value = torch.tensor(progress, dtype=torch.float64)
+    dist.broadcast(value, src=0)
+    return value.item()
+
+
+def _share_gradients(network: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients."""
+    if not dist.is_initialized():
+        return
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    for p in parameters:  # a picture's batch doesn't reach the layers over time
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    parts = torch.split(flat / dist.get_world_size(), [grad.numel() for grad in grads])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
 
 
 @torch.no_grad()
@@ -88,6 +117,8 @@ def _save(
     seconds: float,
     losses: list[float],
 ) -> None:
+    if dist.is_initialized() and dist.get_rank():
+        return
     state = {
         "network": network.state_dict(),
         "average": average.state_dict(),
@@ -106,7 +137,7 @@ def _save(
         log.write(line)
 
 
-def trained(stage: Stage, network: nn.Module) -> nn.Module:
+def trained(stage: Stage, network: Network) -> Network:
     """`network` with the averaged weights of a stage's checkpoint.
 
     Raises:

@@ -16,7 +16,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest matrices [n, rows, columns] with singular values of about 1."""
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
@@ -34,7 +34,9 @@ class Muon:
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         others = []
         for name, p in named:
-            is_matrix = p.ndim >= 2 and p.numel() > len(p) and not name.startswith(starts or ("\0",))
+            is_matrix = (
+                p.ndim >= 2 and p.numel() > len(p) and not name.startswith(starts or ("\0",))
+            )
             if is_matrix:
                 by_shape[len(p), p.numel() // len(p)].append(p)
             else:
@@ -48,8 +50,8 @@ class Muon:
     def step(self, progress: float, momentum: float = 0.95) -> None:
         """One update; the rate warms up over the first hundredth and falls linearly to zero."""
         lr = self.lr * min(1.0, progress * 100) * (1 - progress)
-        for group in self.adam.param_groups:
-            group["lr"] = lr
+        for options in self.adam.param_groups:
+            options["lr"] = lr
         self.adam.step()
         for index, (shape, group) in enumerate(self.groups):
             grads = torch.stack([_grad(p).reshape(shape) for p in group])

@@ -39,8 +39,10 @@ NUM_FRAMES = 13
 # A latent cell is 8 pixels and a latent frame 4 frames: at this speed the actor moves one for one.
 SPEED = 2.0  # pixels a frame
 MARGIN = 1.0  # pixels between the actor and the picture's edge, at least
-# Half the width of a square; the other shapes cover about the same area.
-RADII: Mapping[int, tuple[float, float]] = {48: (8.5, 10.0), 64: (10.0, 12.5)}
+# Half the width of a square, by the picture's shorter side; the other shapes look about as large.
+RADII: Mapping[int, tuple[float, float]] = {48: (8.3, 9.3), 64: (10.0, 12.5)}
+# From the centre of mass to the farthest point sideways, up and down, in radii.
+_REACH = {"circle": (1.1, 1.1, 1.1), "square": (1.0, 1.0, 1.0), "triangle": (1.18, 1.36, 0.68)}
 
 Look = tuple[str, str, str]  # colour, shape, background
 LOOKS: tuple[Look, ...] = tuple(product(COLOURS, SHAPES, BACKGROUNDS))
@@ -96,18 +98,16 @@ def random_scene(
     motion = motion or tuple(MOTIONS)[rng.integers(len(MOTIONS))]
     radius = float(rng.uniform(*RADII[64 if min(width, height) >= 64 else 48]))
     way = SPEED * (NUM_FRAMES - 1)
-    reach = reach_of(shape, radius) + MARGIN
-    place = []
-    for size, direction in zip((width, height), MOTIONS[motion], strict=True):
-        low, high = reach, size - reach
-        low, high = low + way * (direction < 0), high - way * (direction > 0)
-        place.append(float(rng.uniform(low, max(low, high))))
-    return Scene(colour, shape, background, motion, *place, radius)
+    across, up, down = (radius * part + MARGIN for part in _REACH[shape])
 
+    def start(size: int, direction: int, before: float, after: float) -> float:
+        low = before + way * (direction < 0)
+        high = size - after - way * (direction > 0)
+        return float(rng.uniform(low, high))
 
-def reach_of(shape: str, radius: float) -> float:
-    """How far the shape goes from its centre along x or y, at most."""
-    return radius * {"circle": 1.1, "square": 1.0, "triangle": 1.25}[shape]
+    dx, dy = MOTIONS[motion]
+    x, y = start(width, dx, across, across), start(height, dy, up, down)
+    return Scene(colour, shape, background, motion, x, y, radius)
 
 
 def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int]) -> NDArray[np.float32]:  # fmt: skip
@@ -119,7 +119,7 @@ def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int
     elif shape == "square":
         inside = radius - np.maximum(np.abs(columns), np.abs(rows))
     else:  # equilateral, its tip up: all three sides are `inner` from the centre of mass
-        inner = 0.75 * radius
+        inner = 0.68 * radius
         sides = (rows, columns * 0.75**0.5 - rows / 2, -columns * 0.75**0.5 - rows / 2)
         inside = inner - np.maximum(np.maximum(sides[0], sides[1]), sides[2])
     return (inside + 0.5).clip(0, 1).astype(np.float32)  # a soft edge, one pixel wide
@@ -142,7 +142,7 @@ def draw(
         palette: other colours than the usual by the words of the scene.
     """
     named = {**COLOURS, **BACKGROUNDS, **(palette or {})}
-    back, front = (np.float32(named[word]) for word in (scene.background, scene.colour))
+    back, front = (np.array(named[w], np.float32) for w in (scene.background, scene.colour))
     covers = np.stack(
         [
             coverage(scene.shape, *scene.centre(frame), scene.radius, (height, width))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy's tokenizer of whole words, and the training of its text encoder."""
+"""Training of the toy's text encoder: from words to what they mean together."""
 
 from collections.abc import Sequence
 
@@ -7,41 +7,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from predict2_export.networks.text_encoder import TextEncoder
-from predict2_export.toy import SPECIAL_TOKENS
 from predict2_spec.presets import TOY
 
 from .fit import Stage, fit
 from .muon import Muon
-from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, caption, random_scene, vocabulary
+from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, caption, random_scene
+from .tokenizer import word_tokenizer
 
 _ANSWERS = (tuple(COLOURS), SHAPES, tuple(BACKGROUNDS), tuple(MOTIONS))
 _MASKED = 0.15  # of the words, for the network to guess from the others
 BATCH = 64
-
-
-def word_tokenizer() -> Tokenizer:
-    """A tokenizer of the world's words: lower case, punctuation apart, `</s>` last, others `<unk>`.
-
-    It pads and cuts to the text encoder's length.
-    """
-    words = (*SPECIAL_TOKENS, *vocabulary())
-    assert len(words) <= TOY.text_encoder.vocab_size
-    ids = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(WordLevel(vocab=ids, unk_token="<unk>"))
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
-    )
-    return tokenizer
 
 
 def token_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

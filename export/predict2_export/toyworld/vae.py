@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from predict2_export.networks.vae import Caches, CausalConv3d, Downsample, ResidualBlock, Upsample, Vae
+from predict2_export.networks.vae import (
+    Caches,
+    CausalConv3d,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    Vae,
+)
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import TOY
 from predict2_spec.video import SPATIAL_STRIDE
@@ -18,7 +25,7 @@ from .fit import Stage, fit
 from .muon import Muon
 from .scene import NUM_FRAMES, Scene, draw, random_scene
 
-KL_WEIGHT = 1e-4  # a nat of an average latent element against an error of 1 of an average pixel
+KL_WEIGHT = 5e-4  # a nat of an average latent element against an error of 1 of an average pixel
 LATENT_NOISE = 0.1  # of the decoder's second stage, in deviations of a channel
 CROP = 32
 # Batch and frames of a step. Short crops around the actor first: all that is hard is in them.
@@ -46,18 +53,25 @@ def initialise(vae: Vae, seed: int = 0) -> None:
             module.weight[:, :, :-1] *= 0.2
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
-            module.residual[-1].weight *= 0.5  # type: ignore[operator]
+            _weight(module.residual[-1]).mul_(0.5)
         if isinstance(module, Downsample):
-            conv = module.resample[1]
-            conv.weight *= 0.3  # type: ignore[operator]
-            conv.weight[:, :, :2, :2] += torch.eye(len(conv.weight))[..., None, None] / 4  # type: ignore[operator,arg-type,index]
+            _add_identity(_weight(module.resample[1])[:, :, :2, :2], 1 / 4)
             if module.time_conv is not None:
-                module.time_conv.weight *= 0.3
-                module.time_conv.weight[:, :, 1:, 0, 0] += torch.eye(len(conv.weight))[..., None] / 2  # type: ignore[arg-type]
+                _add_identity(_weight(module.time_conv)[:, :, 1:], 1 / 2)
         if isinstance(module, Upsample) and module.time_conv is not None:
-            width = module.time_conv.in_channels
-            module.time_conv.weight *= 0.3
-            module.time_conv.weight[:, :, -1, 0, 0] += torch.eye(width).repeat(2, 1)
+            for half in _weight(module.time_conv)[:, :, -1:].chunk(2):
+                _add_identity(half, 1.0)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight
+
+
+def _add_identity(kernel: Tensor, gain: float) -> None:
+    """Shrink part of a kernel [C, C, ...] and let every channel through it, times `gain` a tap."""
+    same = torch.eye(len(kernel)).view(len(kernel), len(kernel), *[1] * (kernel.ndim - 2))
+    kernel.mul_(0.3).add_(gain * same)
 
 
 def posterior(vae: Vae, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +117,10 @@ def _clip(
     palette = None
     if rng.random() < 0.5:
         palette = {word: tuple(rng.uniform(0, 255, 3)) for word in (scene.colour, scene.background)}
-    left, top = (_corner(rng, at, size) for at, size in zip(_middle(scene, frames), (width, height), strict=True))
+    left, top = (
+        _corner(rng, at, size)
+        for at, size in zip(_middle(scene, frames), (width, height), strict=True)
+    )
     return draw(scene, width, height, frames, palette)[:, top : top + CROP, left : left + CROP]
 
 
@@ -140,7 +157,7 @@ def train_vae(stage: Stage) -> Vae:
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         return _error(decoded(vae, latents), clips) + KL_WEIGHT * divergence
 
-    return fit(stage, vae, Muon(vae, lr=3e-3), loss_of)  # type: ignore[return-value]
+    return fit(stage, vae, Muon(vae, lr=3e-3), loss_of)
 
 
 def latent_statistics(vae: Vae, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -159,6 +176,7 @@ def fold_normalisation(vae: Vae) -> None:
     channels = slice(LATENT_CHANNELS)
     vae.conv1.weight[channels] /= std.view(-1, 1, 1, 1, 1)
     vae.conv1.bias[channels] = (vae.conv1.bias[channels] - mean) / std  # type: ignore[index]
+    assert vae.conv2.bias is not None
     vae.conv2.bias += vae.conv2.weight[:, :, 0, 0, 0] @ mean
     vae.conv2.weight *= std.view(1, -1, 1, 1, 1)
 
@@ -177,7 +195,7 @@ def train_decoder(stage: Stage, vae: Vae) -> Vae:
             latents, _ = posterior(vae, clips)
         return _error(decoded(vae, latents + LATENT_NOISE * torch.randn_like(latents)), clips)
 
-    return fit(stage, vae, Muon(vae, lr=1.5e-3), loss_of)  # type: ignore[return-value]
+    return fit(stage, vae, Muon(vae, lr=1.5e-3), loss_of)
 
 
 @torch.no_grad()
