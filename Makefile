@@ -3,7 +3,11 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PRESET ?= toy
+ifeq ($(PRESET),toy)
+CHECKPOINTS ?= export/predict2_export/toyworld/weights
+else
 CHECKPOINTS ?= build/checkpoints
+endif
 SERVED := build/served/$(PRESET)
 # Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
@@ -21,12 +25,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeL
 
 setup: $(VENV)/.installed  ## Make the environment
 
-build/checkpoints/predict2-toy/text2image.safetensors: | $(VENV)/.installed
-	$(BIN)/predict2-export toy-weights --checkpoints build/checkpoints
-
-ifeq ($(PRESET),toy)
-$(SERVED)/repository.json: build/checkpoints/predict2-toy/text2image.safetensors
-endif
 .PHONY: $(SERVED)/repository.json
 $(SERVED)/repository.json: | $(VENV)/.installed
 	$(BIN)/predict2-export build --preset $(PRESET) --checkpoints $(CHECKPOINTS) --output $(SERVED)

@@ -48,30 +48,31 @@ def test_every_word_is_in_both_splits(position, names):
 
 
 def test_clips_have_the_presets_length_and_size():
-    assert NUM_FRAMES == TOY.num_frames
+    assert TOY.num_frames == NUM_FRAMES
     for width, height in SIZES:
         clip = draw(random_scene(np.random.default_rng(0), width, height), width, height)
         assert clip.shape == (NUM_FRAMES, height, width, 3)
         assert clip.dtype == np.uint8
 
 
-def test_the_actor_never_touches_the_edge():
+def test_the_actor_stays_inside_the_picture():
     rng = np.random.default_rng(1)
     for index in range(300):
         width, height = SIZES[index % len(SIZES)]
-        scene = random_scene(rng, width, height)
-        clip = draw(scene, width, height)
+        clip = draw(random_scene(rng, width, height), width, height).astype(int)
         border = np.concatenate([clip[:, 0], clip[:, -1], clip[:, :, 0], clip[:, :, -1]], axis=1)
-        assert (border == clip[0, 0, 0]).all(), scene
+        contrast = np.abs(clip - border[0, 0]).max()
+        # a triangle's soft tip may reach half a pixel into the border
+        assert np.abs(border - border[0, 0]).max() < 0.4 * contrast
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_the_actor_moves_as_it_is_called(motion):
-    scene = Scene("red", "circle", "grey", motion, 32.0, 32.0, 8.0)
+    dx, dy = MOTIONS[motion]
+    scene = Scene("red", "circle", "grey", motion, 32.0 - 12 * dx, 32.0 - 12 * dy, 8.0)
     clip = draw(scene, 64, 64)
     red = (clip[..., 0] > 180) & (clip[..., 1] < 90)
     places = np.array([np.argwhere(frame).mean(axis=0) for frame in red])  # row, column
-    dx, dy = MOTIONS[motion]
     np.testing.assert_allclose(np.diff(places, axis=0), [[2 * dy, 2 * dx]] * 12, atol=0.01)
 
 
