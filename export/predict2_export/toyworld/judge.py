@@ -90,11 +90,11 @@ def read_frame(picture: NDArray[np.uint8]) -> FrameReading:
     # How far along the line from background to actor each pixel is: its coverage.
     line = front - back
     cover = ((pixels - back) @ line / max(float(line @ line), 1.0)).clip(0, 1)
-    cover[contrast < _CONTRAST / 2] = 0.0
-    area = float(cover.sum())
-    rows, columns = np.indices(cover.shape) + 0.5
-    x, y = float((cover * columns).sum() / area), float((cover * rows).sum() / area)
-    overlaps = {shape: _overlap(cover, _silhouette(shape, x, y, area, cover.shape)) for shape in SHAPES}  # fmt: skip
+    mask = cover > 0.5  # so a soft edge is no fault, wherever its middle is
+    area = float(mask.sum())
+    rows, columns = np.nonzero(mask)
+    x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
+    overlaps = {s: _overlap(mask, _silhouette(s, x, y, area, mask.shape)) for s in SHAPES}
     best, following = sorted(overlaps, key=overlaps.__getitem__, reverse=True)[:2]
     fits = overlaps[best] >= max(_OVERLAP, overlaps[following] + _CLEAR)
     return FrameReading(colour, best if fits else "", background, x, y, area, overlaps[best])
@@ -140,11 +140,12 @@ def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inner if inner.any() else mask
 
 
-def _silhouette(shape: str, x: float, y: float, area: float, size: tuple[int, ...]) -> Pixels:
-    """A shape of that area whose centre of mass is at (x, y), drawn with 4 x 4 samples a pixel."""
+def _silhouette(
+    shape: str, x: float, y: float, area: float, size: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """The pixels of a shape of that area whose centre of mass is at (x, y)."""
     height, width = size
-    columns = (np.arange(4 * width) + 0.5) / 4 - x
-    rows = ((np.arange(4 * height) + 0.5) / 4 - y)[:, None]
+    columns, rows = np.arange(width) + 0.5 - x, (np.arange(height) + 0.5 - y)[:, None]
     if shape == "circle":
         inside = rows**2 + columns**2 <= area / np.pi
     elif shape == "square":
@@ -155,12 +156,11 @@ def _silhouette(shape: str, x: float, y: float, area: float, size: tuple[int, ..
         tall = side * 3**0.5 / 2
         half = (rows + 2 * tall / 3) / 3**0.5  # half its width in this row
         inside = (rows <= tall / 3) & (np.abs(columns) <= half)
-    samples = inside.reshape(height, 4, width, 4)
-    return np.asarray(samples.mean(axis=(1, 3)), dtype=np.float64)
+    return np.asarray(inside)
 
 
-def _overlap(one: Pixels, other: Pixels) -> float:
-    return float(np.minimum(one, other).sum() / np.maximum(one, other).sum())
+def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return float((one & other).sum() / (one | other).sum())
 
 
 def _motion(places: NDArray[np.float64]) -> str:

@@ -16,12 +16,12 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest matrices [n, rows, columns] with singular values of about 1."""
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.mT if tall else matrices
+    x: Tensor = (matrices.mT if tall else matrices).bfloat16()  # enough, and three times as fast
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 class Muon:

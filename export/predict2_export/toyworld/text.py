@@ -60,7 +60,7 @@ def train_text(stage: Stage) -> nn.Module:
     """Train the encoder to say from a caption what is in the scene, and to guess masked words."""
     torch.manual_seed(0)
     reader, tokenizer = _Reader(), word_tokenizer()
-    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+    rng = np.random.default_rng()
 
     def loss_of(progress: float) -> Tensor:
         scenes = [random_scene(rng, 64, 64) for _ in range(BATCH)]

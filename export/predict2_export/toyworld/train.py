@@ -23,15 +23,22 @@ from .quality import Networks
 from .text import train_text, trained_text
 from .vae import fold_normalisation, train_decoder, train_vae
 
+FOLDED = "folded.pt"  # the VAE whose latents are normal by themselves
 MINUTES = {"vae": 19.0, "text": 1.0, "decoder": 6.0, "text2image": 30.0, "video2world": 30.0}
 
 
-def folded_vae(state: Path, stage: str = "vae") -> Vae:
+def _vae(stage: Stage) -> None:
+    """Train the VAE and scale it once, so that all later stages see the same latents."""
+    vae = train_vae(stage)
+    fold_normalisation(vae)
+    torch.save(vae.state_dict(), stage.folder / FOLDED)
+
+
+def folded_vae(state: Path) -> Vae:
     """The VAE of a finished stage, with latents of mean 0 and deviation 1."""
-    vae = trained(Stage(stage, state, 0), Vae(TOY.vae))
-    if stage == "vae":
-        fold_normalisation(vae)
-    return vae
+    vae = Vae(TOY.vae)
+    vae.load_state_dict(torch.load(state / FOLDED, weights_only=True))
+    return vae.eval().requires_grad_(False)
 
 
 def _denoiser(plan: Plan) -> Callable[[Stage], object]:
@@ -46,9 +53,10 @@ def export(stage: Stage) -> None:
     """Write what the other stages trained as a checkpoint folder in the state folder."""
     spec, state = TOY.video2world, stage.folder
     assert spec is not None
-    has_decoder = Stage("decoder", state, 0).path.is_file()
+    decoder = Stage("decoder", state, 0)
+    vae = trained(decoder, Vae(TOY.vae)) if decoder.path.is_file() else folded_vae(state)
     networks = Networks(
-        folded_vae(state, "decoder" if has_decoder else "vae"),
+        vae,
         trained_text(Stage("text", state, 0)),
         trained(Stage("text2image", state, 0), Dit(TOY.text2image)),
         trained(Stage("video2world", state, 0), Dit(spec)),
@@ -57,7 +65,7 @@ def export(stage: Stage) -> None:
 
 
 STAGES: dict[str, Callable[[Stage], object]] = {
-    "vae": train_vae,
+    "vae": _vae,
     "text": train_text,
     "decoder": lambda stage: train_decoder(stage, folded_vae(stage.folder)),
     "text2image": _denoiser(TEXT2IMAGE),

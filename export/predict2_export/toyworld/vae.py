@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from predict2_export.networks.vae import (
@@ -19,14 +18,14 @@ from predict2_export.networks.vae import (
 )
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import TOY
-from predict2_spec.video import SPATIAL_STRIDE
 
 from .fit import Stage, fit
 from .muon import Muon
-from .scene import NUM_FRAMES, Scene, draw, random_scene
+from .scene import NUM_FRAMES, Frames, draw, random_scene
 
 KL_WEIGHT = 5e-4  # a nat of an average latent element against an error of 1 of an average pixel
-LATENT_NOISE = 0.1  # of the decoder's second stage, in deviations of a channel
+LATENT_NOISE = 0.05  # of the decoder's second stage, in deviations of a channel
+ACTOR_WEIGHT = 4.0  # how much more errors count where the picture isn't plain background
 CROP = 32
 # Batch and frames of a step. Short crops around the actor first: all that is hard is in them.
 _CROPS = ((24, 1), (8, 5), (4, 9), (3, 13))
@@ -94,49 +93,48 @@ def _whole(network: nn.Module, x: Tensor) -> Tensor:
     return torch.cat((first, network(x[:, :, 1:], Caches(caches.kept))), dim=2)
 
 
-def random_clips(rng: np.random.Generator, count: int, frames: int, crop: bool) -> Tensor:
-    """Clips [count, 3, frames, H, W] in -1..1 of one size, the last frames of random scenes.
+def random_clips(
+    rng: np.random.Generator, count: int, frames: int, crop: bool, recoloured: float = 0.0
+) -> Tensor:
+    """Parts of random scenes' clips, [count, 3, frames, H, W] in -1..1, all of one size.
 
-    Half of the cropped ones have random colours, so that the VAE learns all three of them.
+    Args:
+        rng: the only source of chance.
+        count: clips.
+        frames: of a clip.
+        crop: cut squares around the actor out of them.
+        recoloured: the share of clips in any colours.
     """
     width, height = _SIZES[rng.choice(len(_SIZES), p=_SIZE_CHANCES)]
-    clips = [_clip(rng, width, height, frames, crop) for _ in range(count)]
-    pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+    parts = []
+    for _ in range(count):
+        scene = random_scene(rng, width, height)
+        start = int(rng.integers(NUM_FRAMES - frames + 1))
+        scene = replace(scene, x=scene.centre(start)[0], y=scene.centre(start)[1])
+        palette = None
+        if rng.random() < recoloured:
+            words = (scene.colour, scene.background)
+            palette = {word: tuple(rng.uniform(0, 255, 3)) for word in words}
+        clip = draw(scene, width, height, frames, palette)
+        parts.append(_around(rng, clip, scene.centre(frames // 2)) if crop else clip)
+    pixels = torch.from_numpy(np.stack(parts)).permute(0, 4, 1, 2, 3)
     return pixels.float() / 127.5 - 1
 
 
-def _clip(
-    rng: np.random.Generator, width: int, height: int, frames: int, crop: bool
-) -> NDArray[np.uint8]:
-    scene = random_scene(rng, width, height)
-    start = int(rng.integers(NUM_FRAMES - frames + 1))
-    x, y = scene.centre(start)
-    scene = replace(scene, x=x, y=y)
-    if not crop:
-        return draw(scene, width, height, frames)
-    palette = None
-    if rng.random() < 0.5:
-        palette = {word: tuple(rng.uniform(0, 255, 3)) for word in (scene.colour, scene.background)}
+def _around(rng: np.random.Generator, clip: Frames, centre: tuple[float, float]) -> Frames:
+    """A square of the clip that holds its actor, more or less in the middle."""
+    corners = [at - CROP / 2 + rng.uniform(-10, 10) for at in centre]
+    height, width = clip.shape[1:3]
     left, top = (
-        _corner(rng, at, size)
-        for at, size in zip(_middle(scene, frames), (width, height), strict=True)
+        int(np.clip(c, 0, s - CROP)) for c, s in zip(corners, (width, height), strict=True)
     )
-    return draw(scene, width, height, frames, palette)[:, top : top + CROP, left : left + CROP]
-
-
-def _middle(scene: Scene, frames: int) -> tuple[float, float]:
-    (x0, y0), (x1, y1) = scene.centre(0), scene.centre(frames - 1)
-    return (x0 + x1) / 2, (y0 + y1) / 2
-
-
-def _corner(rng: np.random.Generator, centre: float, size: int) -> int:
-    return int(np.clip(centre - CROP / 2 + rng.uniform(-10, 10), 0, size - CROP))
+    return clip[:, top : top + CROP, left : left + CROP]
 
 
 def _error(made: Tensor, frames: Tensor) -> Tensor:
     """L1 and squared error, more where the picture isn't plain background."""
-    corner = frames[:, :, :, :1, :1]
-    weight = 1 + 3 * ((frames - corner).abs().amax(1, keepdim=True) > 0.1).float()
+    background = frames.flatten(3).median(-1).values[..., None, None]
+    weight = 1 + ACTOR_WEIGHT * ((frames - background).abs().amax(1, keepdim=True) > 0.1).float()
     weight = F.max_pool3d(weight, (1, 5, 5), 1, (0, 2, 2))
     gap = made - frames
     return ((gap.abs() + gap.square()) * weight).mean() / weight.mean()
@@ -146,12 +144,12 @@ def train_vae(stage: Stage) -> Vae:
     """Train encoder and decoder together."""
     vae = Vae(TOY.vae)
     initialise(vae)
-    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+    rng = np.random.default_rng()
 
     def loss_of(progress: float) -> Tensor:
         crop = progress < _CROPS_UNTIL
         count, frames = (_CROPS if crop else _WHOLE)[rng.choice(4, p=_CHANCES)]
-        clips = random_clips(rng, count, frames, crop)
+        clips = random_clips(rng, count, frames, crop, recoloured=0.5 * crop)
         mean, log_variance = posterior(vae, clips)
         latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
@@ -164,7 +162,7 @@ def latent_statistics(vae: Vae, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every latent channel over clips, [1, 16, 1, 1, 1]."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        parts = [posterior(vae, random_clips(rng, 8, NUM_FRAMES, False))[0] for _ in range(12)]
+        parts = [posterior(vae, random_clips(rng, 8, NUM_FRAMES, False))[0] for _ in range(40)]
     rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
     return (value.view(1, -1, 1, 1, 1) for value in (rows.mean(1), rows.std(1)))  # type: ignore[return-value]
 
@@ -182,15 +180,16 @@ def fold_normalisation(vae: Vae) -> None:
 
 
 def train_decoder(stage: Stage, vae: Vae) -> Vae:
-    """Train the decoder alone, on whole pictures, with noise on the latents of a folded VAE."""
+    """Train the decoder alone, with noise on the latents of a folded VAE."""
     vae.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.conv1.requires_grad_(False)
-    rng = np.random.default_rng(int.from_bytes(np.random.default_rng().bytes(4)))
+    rng = np.random.default_rng()
 
     def loss_of(progress: float) -> Tensor:
-        count, frames = _WHOLE[rng.choice(4, p=_CHANCES)]
-        clips = random_clips(rng, count, frames, crop=False)
+        crop = progress < _CROPS_UNTIL
+        count, frames = (_CROPS if crop else _WHOLE)[rng.choice(4, p=_CHANCES)]
+        clips = random_clips(rng, count, frames, crop)
         with torch.no_grad():
             latents, _ = posterior(vae, clips)
         return _error(decoded(vae, latents + LATENT_NOISE * torch.randn_like(latents)), clips)
@@ -203,6 +202,3 @@ def psnr(vae: Vae, clips: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each clip's reconstruction, in decibels."""
     made = decoded(vae, posterior(vae, clips)[0]).clamp(-1, 1)
     return 10 * torch.log10(4 / (made - clips).square().flatten(1).mean(1))
-
-
-assert SPATIAL_STRIDE * 4 == CROP
