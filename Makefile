@@ -13,7 +13,7 @@ SERVED := build/served/$(PRESET)
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench gpu format clean
+.PHONY: help setup demo test check serve bench quality gpu format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ct
 bench: build/served/toy/repository.json  ## Measure the toy server on this machine; results go to benchmarks/results
 	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- sh -c '$(BIN)/python -m benchmarks.serving.bench_tasks --url $$PREDICT2_URL --repository build/served/toy'
 	$(BIN)/python -m benchmarks.report
+
+quality: | $(VENV)/.installed  ## Judge what the toy's weights draw (some 10 minutes); results go to benchmarks/results
+	$(BIN)/python -m benchmarks.quality.bench_quality --output output/quality
 
 # Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.
 GPU_PATH := spec:kernels:runtime:export:client

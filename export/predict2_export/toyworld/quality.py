@@ -50,7 +50,8 @@ class Result:
     scenes: list[Scene] = field(default_factory=list)
     clips: list[NDArray[np.uint8]] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
-    first_frame_psnr: list[float] = field(default_factory=list)  # against the given picture, dB
+    given_psnr: list[float] = field(default_factory=list)  # of the given frames, in decibels
+    given_ssim: list[float] = field(default_factory=list)
 
     def add(self, scenes: Sequence[Scene], clips: NDArray[np.uint8]) -> None:
         """Judge clips [n, F, H, W, 3] that were made for scenes."""
@@ -119,7 +120,9 @@ def judge_video2world(
         seeds = range(len(result.scenes), len(result.scenes) + len(scenes))
         latents = _clips(networks, scenes, encode(networks.vae, truth), seeds, guidance)
         clips = decode(networks.vae, latents)
-        result.first_frame_psnr += [decibels(*pair) for pair in zip(clips[:, 0], truth[:, 0], strict=True)]  # fmt: skip
+        for made, wanted in zip(clips[:, :given], truth, strict=True):
+            result.given_psnr.append(decibels(made, wanted))
+            result.given_ssim.append(similarity(made, wanted))
         result.add(scenes, clips)
     return result
 
@@ -176,6 +179,20 @@ def decibels(made: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of bytes."""
     error = float(np.square(made.astype(np.float64) - truth).mean())
     return 10 * math.log10(255**2 / max(error, 1e-9))
+
+
+def similarity(made: NDArray[np.uint8], truth: NDArray[np.uint8], window: int = 8) -> float:
+    """SSIM (Wang et al. 2004) of clips [F, H, W, 3], over square windows of equal weight."""
+    x, y = (
+        np.lib.stride_tricks.sliding_window_view(c.astype(np.float64), (window, window), (1, 2))
+        for c in (made, truth)
+    )
+    mean_x, mean_y = x.mean((-2, -1)), y.mean((-2, -1))
+    var_x, var_y = x.var((-2, -1)), y.var((-2, -1))
+    both = (x * y).mean((-2, -1)) - mean_x * mean_y
+    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    light = (2 * mean_x * mean_y + low) / (mean_x**2 + mean_y**2 + low)
+    return float((light * (2 * both + high) / (var_x + var_y + high)).mean())
 
 
 def judge_vae(vae: Vae, count: int, seed: int = 0) -> tuple[Result, list[float]]:
