@@ -181,11 +181,14 @@ def decibels(made: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     return 10 * math.log10(255**2 / max(error, 1e-9))
 
 
-def similarity(made: NDArray[np.uint8], truth: NDArray[np.uint8], window: int = 8) -> float:
-    """SSIM (Wang et al. 2004) of clips [F, H, W, 3], over square windows of equal weight."""
-    x, y = (
-        np.lib.stride_tricks.sliding_window_view(c.astype(np.float64), (window, window), (1, 2))
-        for c in (made, truth)
+def similarity(made: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """SSIM (Wang et al. 2004) of clips [F, H, W, 3], over the 8 x 8 pixel squares of a grid."""
+    frames, height, width, _ = truth.shape
+    x, y = (  # [F, rows, columns, 3, 8, 8]
+        clip.astype(np.float64)
+        .reshape(frames, height // 8, 8, width // 8, 8, 3)
+        .transpose(0, 1, 3, 5, 2, 4)
+        for clip in (made, truth)
     )
     mean_x, mean_y = x.mean((-2, -1)), y.mean((-2, -1))
     var_x, var_y = x.var((-2, -1)), y.var((-2, -1))

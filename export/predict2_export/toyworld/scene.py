@@ -6,6 +6,7 @@ pixels a frame and never leaves the picture. Six of the 54 looks are held out: n
 with any motion, so a network that draws them has understood the words one by one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -39,8 +40,11 @@ NUM_FRAMES = 13
 # A latent cell is 8 pixels and a latent frame 4 frames: at this speed the actor moves one for one.
 SPEED = 2.0  # pixels a frame
 MARGIN = 1.0  # pixels between the actor and the picture's edge, at least
+GRID = (
+    4  # the actor's centre starts on multiples of it, in pixels; so few places are quickly learnt
+)
 # Half the width of a square, by the picture's shorter side; the other shapes look about as large.
-RADII: Mapping[int, tuple[float, float]] = {48: (8.3, 9.3), 64: (10.0, 12.5)}
+RADII: Mapping[int, float] = {48: 9.0, 64: 11.0}
 # From the centre of mass to the farthest point sideways, up and down, in radii.
 _REACH = {"circle": (1.1, 1.1, 1.1), "square": (1.0, 1.0, 1.0), "triangle": (1.18, 1.36, 0.68)}
 
@@ -96,14 +100,14 @@ def random_scene(
     choices = looks(split)
     colour, shape, background = choices[rng.integers(len(choices))]
     motion = motion or tuple(MOTIONS)[rng.integers(len(MOTIONS))]
-    radius = float(rng.uniform(*RADII[64 if min(width, height) >= 64 else 48]))
+    radius = RADII[64 if min(width, height) >= 64 else 48]
     way = SPEED * (NUM_FRAMES - 1)
     across, up, down = (radius * part + MARGIN for part in _REACH[shape])
 
     def start(size: int, direction: int, before: float, after: float) -> float:
         low = before + way * (direction < 0)
         high = size - after - way * (direction > 0)
-        return float(rng.uniform(low, high))
+        return float(GRID * rng.integers(math.ceil(low / GRID), math.floor(high / GRID) + 1))
 
     dx, dy = MOTIONS[motion]
     x, y = start(width, dx, across, across), start(height, dy, up, down)
