@@ -37,7 +37,7 @@ class Stage:
 
 
 def fit(stage: Stage, network: Network, optimiser: Muon, loss_of: Loss) -> Network:
-    """Train until the stage's minutes are used up, all its runs together.
+    """Train until the stage's minutes of processor time are used up, all its runs together.
 
     A run that was interrupted goes on from its last checkpoint, at most a minute old. In a process
     group all processes train one network, each on batches of its own.
@@ -47,7 +47,7 @@ def fit(stage: Stage, network: Network, optimiser: Muon, loss_of: Loss) -> Netwo
     """
     average = copy.deepcopy(network).requires_grad_(False)
     spent, losses = _resume(stage, network, average, optimiser)
-    began, saved = time.monotonic() - spent, spent
+    began, saved = time.process_time() - spent, spent
     progress = _agreed(min(spent / (60 * stage.minutes), 1.0))
     while progress < 1.0:
         loss = loss_of(progress)
@@ -59,7 +59,7 @@ def fit(stage: Stage, network: Network, optimiser: Muon, loss_of: Loss) -> Netwo
             optimiser.step(progress)
             _follow(average, network, min(EMA, len(losses) / (len(losses) + 10)))
             losses.append(loss.item())
-        spent = time.monotonic() - began
+        spent = time.process_time() - began
         progress = _agreed(min(spent / (60 * stage.minutes), 1.0))
         if spent - saved > CHECKPOINT_EVERY or progress >= 1.0:
             saved = spent

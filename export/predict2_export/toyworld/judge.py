@@ -53,8 +53,13 @@ class ClipReading:
     """What a clip shows."""
 
     frames: tuple[FrameReading, ...]
-    motion: str  # one of MOTIONS, or empty
+    path: str  # the motion of whatever is there, whole or melted: one of MOTIONS, or empty
     steady: bool  # every frame shows the first one's look
+
+    @property
+    def motion(self) -> str:
+        """The path of an actor that keeps its look throughout; else empty."""
+        return self.path if self.steady and "" not in self.frames[0].look else ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class Agreement:
     colour: bool
     shape: bool
     background: bool
-    motion: bool  # True for a picture, which has none
+    path: bool  # the actor's centre goes where it should, in every frame; True for a picture
+    motion: bool  # so it does, and the actor keeps its look
 
     @property
     def look(self) -> bool:
@@ -105,8 +111,7 @@ def read_clip(frames: Frames) -> ClipReading:
     readings = tuple(read_frame(frame) for frame in frames)
     steady = all(reading.look == readings[0].look for reading in readings)
     places = np.array([(reading.x, reading.y) for reading in readings])
-    motion = _motion(places) if steady and "" not in readings[0].look else ""
-    return ClipReading(readings, motion, steady)
+    return ClipReading(readings, _motion(places), steady)
 
 
 def agreement(frames: Frames, scene: Scene) -> Agreement:
@@ -116,6 +121,7 @@ def agreement(frames: Frames, scene: Scene) -> Agreement:
         colour=all(frame.colour == scene.colour for frame in reading.frames),
         shape=all(frame.shape == scene.shape for frame in reading.frames),
         background=all(frame.background == scene.background for frame in reading.frames),
+        path=len(frames) == 1 or reading.path == scene.motion,
         motion=len(frames) == 1 or reading.motion == scene.motion,
     )
 

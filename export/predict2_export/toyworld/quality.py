@@ -22,7 +22,7 @@ from .scene import HELD_OUT, MOTIONS, NUM_FRAMES, Scene, Split, draw, plain_capt
 from .text import embed
 from .tokenizer import word_tokenizer
 
-ATTRIBUTES = ("colour", "shape", "background", "look", "motion", "all")
+ATTRIBUTES = ("colour", "shape", "background", "look", "path", "motion", "all")
 TEXT2IMAGE_GUIDANCE, CLIP_GUIDANCE = 4.0, 7.0  # what requests have by default
 BATCH = 25
 _SIZES = ("16:9", "16:9", "1:1", "9:16", "4:3", "3:4")  # two of six in the default size

@@ -24,7 +24,7 @@ from .muon import Muon
 from .scene import NUM_FRAMES, Frames, draw, random_scene
 
 KL_WEIGHT = 5e-4  # a nat of an average latent element against an error of 1 of an average pixel
-LATENT_NOISE = 0.05  # of the decoder's second stage, in deviations of a channel
+LATENT_NOISE = 0.3  # of the decoder's own stage, at most, in deviations of a channel
 ACTOR_WEIGHT = 4.0  # how much more errors count where the picture isn't plain background
 CROP = 32
 # Batch and frames of a step. Short crops around the actor first: all that is hard is in them.
@@ -192,7 +192,9 @@ def train_decoder(stage: Stage, vae: Vae) -> Vae:
         clips = random_clips(rng, count, frames, crop)
         with torch.no_grad():
             latents, _ = posterior(vae, clips)
-        return _error(decoded(vae, latents + LATENT_NOISE * torch.randn_like(latents)), clips)
+        # Denoisers leave errors, so the decoder learns to draw what was meant.
+        level = LATENT_NOISE * torch.rand(count, 1, 1, 1, 1)
+        return _error(decoded(vae, latents + level * torch.randn_like(latents)), clips)
 
     return fit(stage, vae, Muon(vae, lr=1.5e-3), loss_of)
 

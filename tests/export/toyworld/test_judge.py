@@ -67,6 +67,7 @@ def test_a_jump_is_no_motion():
     frames[1:] = frames[-1]  # first and last place are right
     found = agreement(frames, SCENE)
     assert found.look
+    assert not found.path
     assert not found.motion
 
 
@@ -87,6 +88,7 @@ def test_one_melted_frame_is_enough_to_fail():
     frames[6, 30:33, 20:60] = frames[6, 24, 38]
     found = agreement(frames, SCENE)
     assert found.colour
+    assert found.path
     assert not found.shape
     assert not found.motion
 
