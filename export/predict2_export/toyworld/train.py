@@ -2,7 +2,8 @@
 """Trains the toy preset's networks from scratch: `python -m predict2_export.toyworld.train --help`.
 
 Run the stages in this order, each until its minutes are used up; a stage that was interrupted goes on
-where it was. The two denoisers may train at the same time, a core each.
+where it was. The two denoisers may train at the same time, a core each. Under `torchrun --nproc-per-node 2 -m`
+two processes train one stage together.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
@@ -24,14 +26,15 @@ from .text import train_text, trained_text
 from .vae import fold_normalisation, train_decoder, train_vae
 
 FOLDED = "folded.pt"  # the VAE whose latents are normal by themselves
-MINUTES = {"vae": 19.0, "text": 1.0, "decoder": 6.0, "text2image": 30.0, "video2world": 30.0}
+MINUTES = {"vae": 19.0, "text": 1.0, "decoder": 8.0, "text2image": 35.0, "video2world": 27.0}
 
 
 def _vae(stage: Stage) -> None:
     """Train the VAE and scale it once, so that all later stages see the same latents."""
     vae = train_vae(stage)
     fold_normalisation(vae)
-    torch.save(vae.state_dict(), stage.folder / FOLDED)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        torch.save(vae.state_dict(), stage.folder / FOLDED)
 
 
 def folded_vae(state: Path) -> Vae:
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of this process (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     minutes = args.minutes if args.minutes is not None else MINUTES.get(args.stage, 0.0)
     try:
         STAGES[args.stage](Stage(args.stage, args.state, minutes))
