@@ -215,6 +215,9 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         cells = []
         for attribute in ATTRIBUTES:
+            if attribute in ("path", "motion") and len(result.clips[0]) == 1:
+                cells.append("")  # a picture has none
+                continue
             good, count, low, high = result.rate(attribute)
             cells.append(f"{100 * good / count:.1f} % ({100 * low:.0f} to {100 * high:.0f})")
         lines.append(f"| {result.task} | {len(result.scenes)} | {' | '.join(cells)} |")
