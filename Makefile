@@ -3,13 +3,17 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PRESET ?= toy
+ifeq ($(PRESET),toy)
+CHECKPOINTS ?= export/predict2_export/toyworld/weights
+else
 CHECKPOINTS ?= build/checkpoints
+endif
 SERVED := build/served/$(PRESET)
 # Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench gpu format clean
+.PHONY: help setup demo test check serve bench quality gpu format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -21,12 +25,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeL
 
 setup: $(VENV)/.installed  ## Make the environment
 
-build/checkpoints/predict2-toy/text2image.safetensors: | $(VENV)/.installed
-	$(BIN)/predict2-export toy-weights --checkpoints build/checkpoints
-
-ifeq ($(PRESET),toy)
-$(SERVED)/repository.json: build/checkpoints/predict2-toy/text2image.safetensors
-endif
 .PHONY: $(SERVED)/repository.json
 $(SERVED)/repository.json: | $(VENV)/.installed
 	$(BIN)/predict2-export build --preset $(PRESET) --checkpoints $(CHECKPOINTS) --output $(SERVED)
@@ -50,6 +48,9 @@ serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ct
 bench: build/served/toy/repository.json  ## Measure the toy server on this machine; results go to benchmarks/results
 	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- sh -c '$(BIN)/python -m benchmarks.serving.bench_tasks --url $$PREDICT2_URL --repository build/served/toy'
 	$(BIN)/python -m benchmarks.report
+
+quality: | $(VENV)/.installed  ## Judge what the toy's weights draw (some 10 minutes); results go to benchmarks/results
+	$(BIN)/python -m benchmarks.quality.bench_quality --output output/quality
 
 # Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.
 GPU_PATH := spec:kernels:runtime:export:client

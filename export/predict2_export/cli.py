@@ -39,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where config.pbtxt and model.py are",
     )
 
-    toy = commands.add_parser("toy-weights", help="write seeded random weights of the toy preset")
+    toy = commands.add_parser(
+        "toy-weights",
+        help="write seeded random weights of the toy preset, for tests; the trained ones need no command",
+    )
     toy.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints"), help="folder (%(default)s)"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded random weights and a byte tokenizer for the toy preset, laid out as released checkpoints are."""
+"""The toy preset's checkpoint: where the trained one lies, and seeded random ones of the same layout."""
 
 import math
 import os
@@ -10,10 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from predict2_spec.presets import TOY
@@ -21,9 +17,10 @@ from predict2_spec.presets import TOY
 from .networks.dit import Dit
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
+from .toyworld.tokenizer import word_tokenizer
 from .weights import StateDict
 
-SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in every T5 vocabulary
+TRAINED = Path(__file__).resolve().parent / "toyworld" / "weights"  # a checkpoint folder
 
 # Standard deviations are 1/sqrt(inputs), times these for the layers whose whole name matches.
 _DIT_GAINS = {
@@ -37,9 +34,9 @@ _TEXT_ENCODER_GAINS = {
 
 
 def write_toy_checkpoint(folder: Path, seed: int = 0) -> None:
-    """Write the toy preset's files, at the paths in `folder` that the preset names.
+    """Write random files of the toy preset, at the paths in `folder` that the preset names.
 
-    The weights are random, so the pictures mean nothing; all else works as with trained ones.
+    The pictures mean nothing; all else works as with the trained weights in `TRAINED`.
     Every file appears whole or not at all, and replaces one that is there.
 
     Args:
@@ -53,7 +50,7 @@ def write_toy_checkpoint(folder: Path, seed: int = 0) -> None:
         with whole_file(folder / path) as part:
             part.write_bytes(save(state))  # save_file would hide it from other users
     with whole_file(folder / TOY.tokenizer_path) as part:
-        part.write_text(byte_tokenizer().to_str(pretty=True), encoding="utf-8")
+        part.write_text(word_tokenizer().to_str(pretty=True), encoding="utf-8")
 
 
 def toy_state_dicts(seed: int) -> dict[str, StateDict]:
@@ -66,6 +63,13 @@ def toy_state_dicts(seed: int) -> dict[str, StateDict]:
     randomize(video2world, 4 * seed + 1, _DIT_GAINS)
     randomize(vae, 4 * seed + 2, {})
     randomize(text_encoder, 4 * seed + 3, _TEXT_ENCODER_GAINS)
+    return released_names(text2image, video2world, vae, text_encoder)
+
+
+def released_names(
+    text2image: Dit, video2world: Dit, vae: Vae, text_encoder: TextEncoder
+) -> dict[str, StateDict]:
+    """The networks' weights by the preset's paths, under the names that released files have."""
     return {
         TOY.text2image_path: {f"net.{k}": v for k, v in text2image.state_dict().items()},
         TOY.video2world_path: {f"net.{k}": v for k, v in video2world.state_dict().items()},
@@ -97,32 +101,6 @@ def randomize(module: nn.Module, seed: int, gains: Mapping[str, float]) -> None:
             inputs = parameter[0].numel()
             gain = math.prod(g for pattern, g in gains.items() if re.fullmatch(pattern, layer))
             parameter.normal_(0.0, gain / math.sqrt(inputs), generator=generator)
-
-
-def byte_tokenizer() -> Tokenizer:
-    """A tokenizer of UTF-8 bytes: byte b has id b + 3, every prompt ends in `</s>`, nothing merges."""
-    symbols = (*SPECIAL_TOKENS, *byte_symbols())
-    ids = {symbol: number for number, symbol in enumerate(symbols)}
-    tokenizer = Tokenizer(BPE(vocab=ids, merges=[], unk_token="<unk>"))
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.post_processor = TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
-    )
-    return tokenizer
-
-
-def byte_symbols() -> list[str]:
-    """The character that byte-level tokenizers write for each byte, by GPT-2's rule.
-
-    Printable Latin-1 bytes are their own character; the others, in order, follow from U+0100.
-    """
-    symbols: list[str] = []
-    for byte in range(256):
-        printable = 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173)
-        others = sum(ord(symbol) > 255 for symbol in symbols)
-        symbols.append(chr(byte if printable else 256 + others))
-    return symbols
 
 
 @contextmanager

@@ -101,5 +101,7 @@ DIT_TOY_VIDEO2WORLD = DitSpec(
     128, 6, 4, (1.0, 1.0, 1.0), condition_mask=True,
     text_width=64, adaln_rank=64, max_grid=(16, 32, 32),
 )  # fmt: skip
-TOY_VAE = VaeSpec(base_width=12, num_blocks=1)
-TOY_TEXT_ENCODER = TextEncoderSpec(64, 2, 4, 16, 128, vocab_size=259, num_tokens=128)
+TOY_VAE = VaeSpec(  # its weights are scaled so that latents are normal by themselves
+    base_width=12, num_blocks=1, mean=(0.0,) * LATENT_CHANNELS, std=(1.0,) * LATENT_CHANNELS
+)
+TOY_TEXT_ENCODER = TextEncoderSpec(64, 2, 4, 16, 128, vocab_size=64, num_tokens=32)

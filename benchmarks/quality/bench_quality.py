@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well the toy's weights do what prompts say, on looks that training never showed.
+
+python -m benchmarks.quality.bench_quality --checkpoints FOLDER --samples 200 --output output/quality
+"""
+
+import argparse
+import base64
+import io
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import record
+from predict2_export.toy import TRAINED
+from predict2_export.toyworld.checkpoint import load_networks
+from predict2_export.toyworld.plots import contact_sheet
+from predict2_export.toyworld.quality import (
+    ATTRIBUTES,
+    Result,
+    judge_text2image,
+    judge_text2world,
+    judge_vae,
+    judge_video2world,
+    table,
+)
+from predict2_export.toyworld.scene import plain_caption
+
+SHOWN = 12  # samples of a task on the page
+FRAMES = (0, 3, 6, 9, 12)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=TRAINED)
+    parser.add_argument("--samples", type=int, default=200, help="of each task (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output/quality"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    networks = load_networks(args.checkpoints)
+    began = time.monotonic()
+    vae, ratios = judge_vae(networks.vae, args.samples)
+    results = [vae]
+    for judge in (judge_text2image, judge_video2world, judge_text2world):
+        results.append(judge(networks, args.samples))
+        print(f"{time.monotonic() - began:.0f} s: {results[-1].task} is judged", flush=True)
+    values = _values(results)
+    values["vae_psnr_db"] = round(statistics.mean(ratios), 2)
+    print(table(results))
+    record("quality.toy", " ".join(["python -m benchmarks.quality.bench_quality", *sys.argv[1:]]), values)  # fmt: skip
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "index.html").write_text(_page(results, values), encoding="utf-8")
+    print(f"{args.output / 'index.html'} shows samples")
+    return 0
+
+
+def _values(results: Sequence[Result]) -> dict[str, object]:
+    values: dict[str, object] = {"samples": len(results[0].scenes)}
+    for result in results:
+        for attribute in ATTRIBUTES:
+            good, count, _, _ = result.rate(attribute)
+            values[f"{result.task}_{attribute}"] = round(good / count, 4)
+        if result.given_psnr:
+            values["given_frame_psnr_db"] = round(statistics.mean(result.given_psnr), 2)
+            values["given_frame_ssim"] = round(statistics.mean(result.given_ssim), 4)
+    return values
+
+
+def _page(results: Sequence[Result], values: dict[str, object]) -> str:
+    parts = ["<!doctype html><meta charset=utf-8><title>Toy world quality</title>"]
+    parts.append("<style>body{font-family:sans-serif;margin:2em}img{image-rendering:pixelated}</style>")  # fmt: skip
+    parts.append(f"<h1>Toy world quality</h1><pre>{table(results)}</pre><pre>{values}</pre>")
+    for result in results:
+        parts.append(f"<h2>{result.task}</h2>")
+        step = max(len(result.scenes) // SHOWN, 1)
+        for index in range(0, len(result.scenes), step):
+            verdict = "agrees" if result.agreements[index].all else "differs"
+            parts.append(f"<p>{plain_caption(result.scenes[index])}: {verdict}<br>{_image(result, index)}</p>")  # fmt: skip
+    return "\n".join(parts)
+
+
+def _image(result: Result, index: int) -> str:
+    clip = result.clips[index]
+    frames = [clip[i] for i in FRAMES if i < len(clip)]
+    buffer = io.BytesIO()
+    contact_sheet(frames, len(frames), scale=2).save(buffer, "PNG")
+    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The toy world: one coloured shape that moves over a plain background, with a caption that says so.
+
+A scene is a look (colour, shape, background), a motion, a place and a size. The actor moves `SPEED`
+pixels a frame and never leaves the picture. Six of the 54 looks are held out: no training clip has one,
+with any motion, so a network that draws them has understood the words one by one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]  # [F, H, W, RGB]
+Rgb = tuple[float, float, float]  # 0..255
+Split = Literal["train", "held-out"]
+
+COLOURS: Mapping[str, Rgb] = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 70, 220),
+    "yellow": (240, 210, 40),
+    "purple": (165, 50, 190),
+    "cyan": (50, 205, 215),
+}
+SHAPES = ("circle", "square", "triangle")
+BACKGROUNDS: Mapping[str, Rgb] = {"white": (240, 240, 240), "grey": (128, 128, 128), "black": (16, 16, 16)}  # fmt: skip
+MOTIONS: Mapping[str, tuple[int, int]] = {  # direction along x and y; y grows downwards
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+    "still": (0, 0),
+}
+NUM_FRAMES = 13
+# A latent cell is 8 pixels and a latent frame 4 frames: at this speed the actor moves one for one.
+SPEED = 2.0  # pixels a frame
+MARGIN = 1.0  # pixels between the actor and the picture's edge, at least
+GRID = (
+    4  # the actor's centre starts on multiples of it, in pixels; so few places are quickly learnt
+)
+# Half the width of a square, by the picture's shorter side; the other shapes look about as large.
+RADII: Mapping[int, float] = {48: 9.0, 64: 11.0}
+# From the centre of mass to the farthest point sideways, up and down, in radii.
+_REACH = {"circle": (1.1, 1.1, 1.1), "square": (1.0, 1.0, 1.0), "triangle": (1.18, 1.36, 0.68)}
+
+Look = tuple[str, str, str]  # colour, shape, background
+LOOKS: tuple[Look, ...] = tuple(product(COLOURS, SHAPES, BACKGROUNDS))
+# One of each colour, two of each shape and of each background.
+HELD_OUT: frozenset[Look] = frozenset(
+    (colour, SHAPES[i % 3], tuple(BACKGROUNDS)[(i // 3 + i) % 3])
+    for i, colour in enumerate(COLOURS)
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen: the centre (`x`, `y`) is that of the first frame, in pixels from the top left."""
+
+    colour: str
+    shape: str
+    background: str
+    motion: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def look(self) -> Look:
+        """What a single picture shows."""
+        return self.colour, self.shape, self.background
+
+    def centre(self, frame: int) -> tuple[float, float]:
+        """The actor's centre in a frame."""
+        dx, dy = MOTIONS[self.motion]
+        return self.x + dx * SPEED * frame, self.y + dy * SPEED * frame
+
+
+def looks(split: Split) -> tuple[Look, ...]:
+    """The looks of a split."""
+    return tuple(look for look in LOOKS if (look in HELD_OUT) == (split == "held-out"))
+
+
+def random_scene(
+    rng: np.random.Generator, width: int, height: int, split: Split = "train", motion: str = ""
+) -> Scene:
+    """A scene whose actor has room for its whole way in a picture of width x height pixels.
+
+    Args:
+        rng: the only source of chance.
+        width: pixels.
+        height: pixels.
+        split: which looks to draw from.
+        motion: one of MOTIONS; empty for any.
+    """
+    choices = looks(split)
+    colour, shape, background = choices[rng.integers(len(choices))]
+    motion = motion or tuple(MOTIONS)[rng.integers(len(MOTIONS))]
+    radius = RADII[64 if min(width, height) >= 64 else 48]
+    way = SPEED * (NUM_FRAMES - 1)
+    across, up, down = (radius * part + MARGIN for part in _REACH[shape])
+
+    def start(size: int, direction: int, before: float, after: float) -> float:
+        low = before + way * (direction < 0)
+        high = size - after - way * (direction > 0)
+        return float(GRID * rng.integers(math.ceil(low / GRID), math.floor(high / GRID) + 1))
+
+    dx, dy = MOTIONS[motion]
+    x, y = start(width, dx, across, across), start(height, dy, up, down)
+    return Scene(colour, shape, background, motion, x, y, radius)
+
+
+def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int]) -> NDArray[np.float32]:  # fmt: skip
+    """How much of each pixel the shape covers, 0..1, [H, W]; its centre of mass is at (x, y)."""
+    height, width = size
+    columns, rows = np.arange(width) + 0.5 - x, np.arange(height)[:, None] + 0.5 - y
+    if shape == "circle":
+        inside = 1.1 * radius - np.hypot(columns, rows)
+    elif shape == "square":
+        inside = radius - np.maximum(np.abs(columns), np.abs(rows))
+    else:  # equilateral, its tip up: all three sides are `inner` from the centre of mass
+        inner = 0.68 * radius
+        sides = (rows, columns * 0.75**0.5 - rows / 2, -columns * 0.75**0.5 - rows / 2)
+        inside = inner - np.maximum(np.maximum(sides[0], sides[1]), sides[2])
+    return (inside + 0.5).clip(0, 1).astype(np.float32)  # a soft edge, one pixel wide
+
+
+def draw(
+    scene: Scene,
+    width: int,
+    height: int,
+    num_frames: int = NUM_FRAMES,
+    palette: Mapping[str, Rgb] | None = None,
+) -> Frames:
+    """The scene as a clip, UINT8 [num_frames, height, width, 3].
+
+    Args:
+        scene: what to draw.
+        width: pixels.
+        height: pixels.
+        num_frames: 1 for a picture.
+        palette: other colours than the usual by the words of the scene.
+    """
+    named = {**COLOURS, **BACKGROUNDS, **(palette or {})}
+    back, front = (np.array(named[w], np.float32) for w in (scene.background, scene.colour))
+    covers = np.stack(
+        [
+            coverage(scene.shape, *scene.centre(frame), scene.radius, (height, width))
+            for frame in range(num_frames)
+        ]
+    )[..., None]
+    return (back + covers * (front - back) + np.float32(0.5)).astype(np.uint8)
+
+
+_SUBJECTS = ("a {colour} {shape}", "the {colour} {shape}", "one {colour} {shape}")
+_SHAPE_WORDS = {"circle": ("circle", "ball"), "square": ("square", "box"), "triangle": ("triangle",)}  # fmt: skip
+_PLACES = ("on a {background} background", "in front of a {background} background", "over {background}")  # fmt: skip
+_WAYS = ("moves {motion}", "moves to the {motion}", "slides {motion}", "is moving {motion}", "goes {motion}")  # fmt: skip
+_RESTS = ("stays still", "is still", "rests", "")
+_ORDERS = ("{subject} {way} {place}", "{place} {subject} {way}", "{place} , {subject} {way}")
+
+
+def plain_caption(scene: Scene) -> str:
+    """The caption in its first wording: "a red circle moves left on a grey background"."""
+    way = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
+    return f"a {scene.colour} {scene.shape} {way} on a {scene.background} background"
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption in one of many wordings; half of them are the plain one."""
+    if rng.random() < 0.5:
+        return plain_caption(scene)
+
+    def pick(choices: Sequence[str]) -> str:
+        return choices[rng.integers(len(choices))]
+
+    way = pick(_RESTS if scene.motion == "still" else _WAYS)
+    if scene.motion in ("up", "down"):
+        way = way.replace(" to the", "")
+    order = pick(_ORDERS)
+    text = order.format(subject=pick(_SUBJECTS), way=way, place=pick(_PLACES))
+    text = text.format(
+        colour=scene.colour,
+        shape=pick(_SHAPE_WORDS[scene.shape]),
+        background=scene.background,
+        motion=scene.motion,
+    )
+    return " ".join(text.split())
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that captions are made of, sorted."""
+    patterns = " ".join((*_SUBJECTS, *_PLACES, *_WAYS, *_RESTS, *_ORDERS))
+    words = {word for word in patterns.split() if "{" not in word}
+    words.update(*_SHAPE_WORDS.values(), COLOURS, BACKGROUNDS, MOTIONS)
+    return tuple(sorted(words))
