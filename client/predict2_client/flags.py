@@ -13,7 +13,7 @@ from predict2_spec.video import ASPECT_RATIOS, CONDITIONAL_FRAMES
 
 from .settings import setting_defaults, setting_names
 
-SAMPLE_PROMPT = "A red circle moves to the right over a dark blue background."
+SAMPLE_PROMPT = "a green square moves right on a white background"
 
 _BUILD = "choose the checkpoint when building engines with predict2-export"
 _PLACE = (
