@@ -24,6 +24,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from predict2_client import Client
+from predict2_spec.presets import TOY
 from predict2_spec.results import Failure
 from predict2_spec.tensors import MODELS
 
@@ -319,7 +320,8 @@ def infer_inputs():
 @pytest.fixture(scope="session")
 def picture():
     """A picture of the size of the toy's clips: nothing is cut off or scaled."""
-    y, x = np.mgrid[:64, :112]
+    width, height = TOY.size("video2world", "16:9")
+    y, x = np.mgrid[:height, :width]
     return np.stack([2 * x, 3 * y, 255 - x - y], axis=-1).astype(np.uint8)
 
 

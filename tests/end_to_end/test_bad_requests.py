@@ -14,7 +14,11 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from predict2_client import Client, InvalidRequestError
+from predict2_spec.presets import TOY
 from predict2_spec.requests import LIMITS, Text2ImageRequest
+
+MOST = TOY.max_pixels("text2image")
+TEXT = (TOY.text_encoder.num_tokens, TOY.text_encoder.width)
 
 pytestmark = pytest.mark.server
 
@@ -195,17 +199,17 @@ VALUES = {
     "more pixels than the preset's": (
         "text2image",
         {**PROMPT, "width": 96, "height": 96},
-        r"width 96 x height 96 is 9216 pixels; preset toy takes 7168 at most",
+        rf"width 96 x height 96 is 9216 pixels; preset toy takes {MOST} at most",
     ),
     "longer than the position table": (
         "text2image",
         {**PROMPT, "width": 16, "height": 16 * 33},
-        r"width 16 x height 528 is 8448 pixels; preset toy takes 7168 at most",
+        rf"width 16 x height 528 is 8448 pixels; preset toy takes {MOST} at most",
     ),
     "sizes beyond all numbers": (
         "text2image",
         {**PROMPT, "width": HUGE, "height": HUGE},
-        rf"width {HUGE} x height {HUGE} is {HUGE**2} pixels; preset toy takes 7168 at most",
+        rf"width {HUGE} x height {HUGE} is {HUGE**2} pixels; preset toy takes {MOST} at most",
     ),
     "negative sizes": (
         "text2image",
@@ -495,7 +499,7 @@ def latents(*shape):
     return np.random.RandomState(2).standard_normal(shape).astype(np.float32)
 
 
-EMBEDS = latents(128, 64)
+EMBEDS = latents(*TEXT)
 
 
 def step(**changes):
@@ -590,7 +594,7 @@ STAGES = {
     "more latents to decode than the preset makes": (
         "vae_decoder",
         {"latents": latents(16, 1, 64, 64)},
-        r"width 512 x height 512 is 262144 pixels; preset toy takes 7168 at most",
+        rf"width 512 x height 512 is 262144 pixels; preset toy takes {MOST} at most",
     ),
     "more frames to encode than the preset takes": (
         "vae_encoder",
@@ -679,18 +683,18 @@ STAGES = {
     ),
     "text of another encoder": (
         "text2image_denoiser",
-        step(prompt_embeds=latents(128, 63)),
-        r"prompt_embeds \(128, 63\) must be \(128, 64\), as text_encoder makes it",
+        step(prompt_embeds=latents(TEXT[0], TEXT[1] - 1)),
+        rf"prompt_embeds \({TEXT[0]}, {TEXT[1] - 1}\) must be \({TEXT[0]}, {TEXT[1]}\), as text_encoder .*",
     ),
     "texts of different lengths": (
         "text2image_denoiser",
         step(prompt_embeds=latents(5, 64)),
-        r"prompt_embeds \(5, 64\) must be \(128, 64\), as text_encoder makes it",
+        rf"prompt_embeds \(5, 64\) must be \({TEXT[0]}, {TEXT[1]}\), as text_encoder makes it",
     ),
     "no text": (
         "text2image_denoiser",
         step(prompt_embeds=latents(0, 64), negative_prompt_embeds=None),
-        r"prompt_embeds \(0, 64\) must be \(128, 64\), as text_encoder makes it",
+        rf"prompt_embeds \(0, 64\) must be \({TEXT[0]}, {TEXT[1]}\), as text_encoder makes it",
     ),
     "NaN state": ("text2image_denoiser", step(latents=np.full((16, 1, 2, 2), NAN)), r"latents .*"),
     "NaN text": ("text2image_denoiser", step(prompt_embeds=EMBEDS * NAN), r"prompt_embeds .*"),

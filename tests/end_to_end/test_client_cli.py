@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from predict2_spec.presets import TOY
+
 pytestmark = pytest.mark.server
 
 BIN = Path(sys.executable).parent
@@ -261,19 +263,20 @@ def test_the_demo_makes_a_picture_a_clip_and_its_sheet(predict2, read_mp4, tmp_p
         "contact sheet: made/clip_sheet.png",
     ]
     with Image.open(tmp_path / "made/picture.jpg") as image:
-        assert image.size == (112, 64)
+        assert image.size == TOY.size("text2image", "16:9")
     frames, fps = read_mp4((tmp_path / "made/clip.mp4").read_bytes())
-    assert (frames.shape, fps) == ((13, 64, 112, 3), 8)
+    width, height = TOY.size("text2world", "16:9")
+    assert (frames.shape, fps) == ((13, height, width, 3), 8)
     code, out, _ = predict2("sheet", "made/clip.mp4", "again.png", "--columns", "13")
     assert (code, out) == (0, ["again.png"])
     with (
         Image.open(tmp_path / "made/clip_sheet.png") as sheet,
         Image.open(tmp_path / "again.png") as again,
     ):
-        assert again.size[0] > 13 * 112
-        assert 64 <= again.size[1] < 2 * 64
+        assert again.size[0] > 13 * width
+        assert height <= again.size[1] < 2 * height
         assert sheet.size[0] < again.size[0]
-        assert sheet.size[0] * sheet.size[1] >= 13 * 112 * 64
+        assert sheet.size[0] * sheet.size[1] >= 13 * width * height
 
 
 @pytest.mark.parametrize("command", [["text2image"], ["demo"], ["ready", "--timeout", "1"]])

@@ -113,7 +113,7 @@ def interrupt(serve, second=signal.SIGINT, pause_s=1.0):
     serve.wait_until_ready()
     traces = Traces(serve)
     with ThreadPoolExecutor(1) as threads:
-        running = wait_until_running(serve, threads, num_steps=100, width=112, height=64)
+        running = wait_until_running(serve, threads, num_steps=100, width=64, height=64)
         _suspend(serve)
         serve.process.send_signal(signal.SIGINT)
         time.sleep(pause_s)
@@ -154,7 +154,7 @@ def crash(serve):
     traces = Traces(serve)
     [triton] = [pid for pid in traces.processes if _name(pid) == "tritonserver"]
     with ThreadPoolExecutor(1) as threads:
-        running = wait_until_running(serve, threads, num_steps=100, width=112, height=64)
+        running = wait_until_running(serve, threads, num_steps=100, width=64, height=64)
         os.kill(triton, signal.SIGKILL)
         with pytest.raises(ServerUnavailableError):
             running.result(60)

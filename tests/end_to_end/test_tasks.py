@@ -366,7 +366,7 @@ def noise(*shape):
     return np.random.RandomState(3).standard_normal(shape).astype(np.float32)
 
 
-EMBEDS = noise(128, 64)
+EMBEDS = noise(TOY.text_encoder.num_tokens, TOY.text_encoder.width)
 STEP = {
     "latents": noise(16, 3, 4, 6),
     "previous_x0": 0.5 * noise(16, 3, 4, 6),
