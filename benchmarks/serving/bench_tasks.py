@@ -7,6 +7,7 @@ make bench        starts the toy server and runs this
 import argparse
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from predict2_client import Client
 from predict2_spec.presets import TASKS
 
 COMMAND = "make bench"
-INPUT_PROMPT = "a red ball rolls over a wooden table"
+SERVE = Path(sys.executable).parent / "predict2-serve"
+INPUT_PROMPT = "a green square moves right on a white background"
 
 
 def measure_start(repository: Path, runs: int) -> list[float]:
@@ -24,7 +26,7 @@ def measure_start(repository: Path, runs: int) -> list[float]:
     for _ in range(runs):
         out = subprocess.run(
             [
-                "predict2-serve", str(repository),
+                str(SERVE), str(repository),
                 "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--", "true",
             ],
             capture_output=True, text=True, check=True,
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     args = parser.parse_args()
     start = summary(measure_start(args.repository, 5))
-    record("server start, toy", COMMAND, {**start, "note": "14 processes"})
+    record("server start, toy", COMMAND, {**start, "note": "15 model processes"})
     with Client(args.url) as client:
         for task in TASKS:
             seconds, stages = measure_task(client, task, args.runs)
