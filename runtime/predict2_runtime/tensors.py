@@ -15,7 +15,6 @@ from predict2_spec.tensors import MODELS, Model, Tensor
 _NUMPY: dict[str, Any] = {
     "BYTES": np.object_,
     "UINT8": np.uint8,
-    "INT32": np.int32,
     "INT64": np.int64,
     "FP32": np.float32,
     "FP64": np.float64,

@@ -8,7 +8,7 @@ from .networks import LATENT_CHANNELS
 from .presets import TASKS, Preset
 from .requests import FIELD_TYPES, REQUESTS
 
-Dtype = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32", "FP64", "BOOL"]
+Dtype = Literal["BYTES", "UINT8", "INT64", "FP32", "FP64", "BOOL"]
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def server_environment(
 ) -> dict[str, str]:
     """The environment in which Triton's Python models see what this interpreter sees."""
     result = {**environment, drain.RUN_FOLDER_VARIABLE: str(run_folder)}
-    if triton.library_path:
-        result["LD_LIBRARY_PATH"] = triton.library_path
+    if triton.shared_libraries:
+        result["LD_LIBRARY_PATH"] = triton.shared_libraries
         # The models' embedded Python ignores PYTHONPATH; it takes the first python3 on PATH for itself and
         # so finds the virtual environment that one belongs to.
         folder = str(Path(sys.executable).parent)

@@ -18,7 +18,7 @@ class Tritonserver:
 
     binary: Path
     backends: Path | None  # None: where the binary was built to look
-    library_path: str | None  # LD_LIBRARY_PATH it needs; None: leave it alone
+    shared_libraries: str | None  # LD_LIBRARY_PATH it needs; None: leave it alone
 
 
 def find_tritonserver(work_folder: Path) -> Tritonserver:
@@ -59,10 +59,12 @@ def _from_wheel(pytriton: Path, work_folder: Path) -> Tritonserver:
     shutil.copytree(pytriton / "tritonserver" / "backends", backends)
     shutil.copy2(stub, backends / "python" / stub.name)
     # This Python's own library comes first: with another one of the same version the stub finds no symbols.
-    library_path = os.pathsep.join(
+    shared_libraries = os.pathsep.join(
         [str(library_folder), str(pytriton.parent / "nvidia_pytriton.libs")]
     )
-    return Tritonserver(pytriton / "tritonserver" / "bin" / "tritonserver", backends, library_path)
+    return Tritonserver(
+        pytriton / "tritonserver" / "bin" / "tritonserver", backends, shared_libraries
+    )
 
 
 def _check_numpy() -> None:

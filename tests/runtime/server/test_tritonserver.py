@@ -24,7 +24,7 @@ def test_the_server_on_path_is_taken_as_it_is(tmp_path, monkeypatch):
 def test_the_wheels_server_gets_this_pythons_stub_and_library(tmp_path):
     found = find_tritonserver(tmp_path)
     assert (found.backends / "python" / "triton_python_backend_stub").is_file()
-    first = Path(found.library_path.split(":")[0])
+    first = Path(found.shared_libraries.split(":")[0])
     assert list(first.glob("libpython3*.so*"))
 
 
