@@ -87,10 +87,11 @@ def _git(*arguments: str) -> str:
 
 
 def latest() -> dict[str, list[dict[str, object]]]:
-    """The newest result of every benchmark, by results file."""
+    """The newest timing of every benchmark, by results file; other results have tables of their own."""
     found = {}
     for path in sorted(RESULTS.glob("*.jsonl")):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [line for line in lines if "median_s" in line]
         found[path.stem] = list({line["benchmark"]: line for line in lines}.values())
     return found
 

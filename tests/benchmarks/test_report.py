@@ -35,6 +35,14 @@ def test_a_recorded_result_names_command_machine_versions_and_commit(report, tmp
     assert line["versions"]["python"] == sys.version.split()[0]
 
 
+def test_results_that_are_no_timings_stay_out_of_the_timings(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.record("quality.toy", "make quality", {"samples": 3})
+    report.record("a task", "make bench", report.summary([1.0]))
+    assert "| a task | 1 | 1 |" in report.tables()
+    assert "quality.toy" not in report.tables()
+
+
 def test_the_newest_result_of_a_benchmark_wins(report, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     for seconds in (5.0, 7.0):
