@@ -15,11 +15,13 @@ ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16")
 CONDITIONAL_FRAMES = (1, 5)  # frames of the input a Video2World request may continue from
 
 
-def nearest_multiples(value: int, multiple: int, offset: int = 0) -> tuple[int, int]:
-    """The two positive numbers of the form `offset + k * multiple` around `value`."""
+def nearest_multiples(value: int, multiple: int, offset: int = 0) -> str:
+    """The positive numbers of the form `offset + k * multiple` around `value`, for a message."""
     low = (value - offset) // multiple * multiple + offset
     smallest = offset if offset > 0 else multiple
-    return max(low, smallest), max(low + multiple, smallest)
+    if low < smallest:
+        return f"the smallest is {smallest}"
+    return f"nearest are {low} and {low + multiple}"
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,14 @@ class VideoShape:
     def __post_init__(self) -> None:
         for name, value in (("height", self.height), ("width", self.width)):
             if value <= 0 or value % PIXEL_MULTIPLE:
-                low, high = nearest_multiples(value, PIXEL_MULTIPLE)
+                near = nearest_multiples(value, PIXEL_MULTIPLE)
                 raise InvalidRequestError(
-                    f"{name} {value} must be a positive multiple of {PIXEL_MULTIPLE}; nearest are {low} and {high}"
+                    f"{name} {value} must be a positive multiple of {PIXEL_MULTIPLE}; {near}"
                 )
         if self.frames <= 0 or (self.frames - 1) % TEMPORAL_STRIDE:
-            low, high = nearest_multiples(self.frames, TEMPORAL_STRIDE, offset=1)
+            near = nearest_multiples(self.frames, TEMPORAL_STRIDE, offset=1)
             raise InvalidRequestError(
-                f"num_frames {self.frames} must be 1 + {TEMPORAL_STRIDE}k; nearest are {low} and {high}"
+                f"num_frames {self.frames} must be 1 + {TEMPORAL_STRIDE}k; {near}"
             )
 
     @property

@@ -54,10 +54,10 @@ def test_frames_and_latent_frames_are_inverse():
     ("shape", "message"),
     [
         ((13, 70, 64), "height 70 must be a positive multiple of 16; nearest are 64 and 80"),
-        ((13, 64, 0), "width 0 must be a positive multiple of 16; nearest are 16 and 16"),
+        ((13, 64, 0), "width 0 must be a positive multiple of 16; the smallest is 16"),
         ((13, 64, -16), "width -16 must be a positive multiple of 16"),
         ((12, 64, 64), r"num_frames 12 must be 1 \+ 4k; nearest are 9 and 13"),
-        ((0, 64, 64), r"num_frames 0 must be 1 \+ 4k; nearest are 1 and 1"),
+        ((0, 64, 64), r"num_frames 0 must be 1 \+ 4k; the smallest is 1"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused_with_the_nearest_that_do(shape, message):

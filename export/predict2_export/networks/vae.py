@@ -377,8 +377,8 @@ def check_multiple(name: str, value: int, multiple: int, offset: int = 0) -> Non
         InvalidRequestError: with the two nearest that are.
     """
     if value <= 0 or (value - offset) % multiple:
-        low, high = nearest_multiples(value, multiple, offset)
+        near = nearest_multiples(value, multiple, offset)
         raise InvalidRequestError(
             f"{name} {value} must be {f'{offset} + ' if offset else ''}a multiple of {multiple}; "
-            f"nearest are {low} and {high}"
+            f"{near}"
         )
