@@ -19,7 +19,7 @@ class Graph:
     size_bytes: int
     inputs: dict[str, str]  # name -> dtype and dims, as text
     outputs: dict[str, str]
-    data_file: str = ""  # external weights, possibly shared by several graphs
+    data_file: str = ""  # its weights, outside the graph
     data_sha256: str = ""
     data_size_bytes: int = 0
 

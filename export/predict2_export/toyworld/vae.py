@@ -197,10 +197,3 @@ def train_decoder(stage: Stage, vae: Vae) -> Vae:
         return _error(decoded(vae, latents + level * torch.randn_like(latents)), clips)
 
     return fit(stage, vae, Muon(vae, lr=1.5e-3), loss_of)
-
-
-@torch.no_grad()
-def psnr(vae: Vae, clips: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each clip's reconstruction, in decibels."""
-    made = decoded(vae, posterior(vae, clips)[0]).clamp(-1, 1)
-    return 10 * torch.log10(4 / (made - clips).square().flatten(1).mean(1))

@@ -24,6 +24,8 @@ def check_repository(repository: Path) -> None:
     """
     if not repository.is_dir() or not any(repository.iterdir()):
         state = "is empty" if repository.is_dir() else "does not exist"
+        if repository.is_file():
+            state = "is a file, not a folder"
         raise EngineMismatchError(
             f"repository {repository} {state}; make one with `predict2-export build --output {repository}`"
         )

@@ -15,6 +15,12 @@ def test_a_missing_repository_says_how_to_make_one(tmp_path):
         checks.check_repository(tmp_path / "none")
 
 
+def test_a_file_is_no_repository(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineMismatchError, match="is a file, not a folder; make one with"):
+        checks.check_repository(tmp_path / "file")
+
+
 def test_an_empty_repository_says_so(tmp_path):
     with pytest.raises(EngineMismatchError, match="is empty; make one with"):
         checks.check_repository(tmp_path)
