@@ -33,7 +33,7 @@ demo: $(SERVED)/repository.json  ## Generate a picture and a clip from text thro
 	$(BIN)/predict2-serve $(SERVED) --http-port 0 --grpc-port 0 --metrics-port 0 -- $(BIN)/predict2 demo --output_dir output/demo
 
 test: $(VENV)/.installed  ## Run every test that needs no GPU
-	$(BIN)/pytest -q -m "not gpu and not tensorrt and not weights"
+	$(BIN)/pytest -q -m "not gpu and not tensorrt and not weights and not slow"
 
 check: $(VENV)/.installed  ## Lint, formatting, types, import directions
 	$(BIN)/ruff check .
