@@ -1,12 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyper-parameters of every network, frozen. The family: toy, 0.6B, 2B and 14B."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .video import PATCH
 
 LATENT_CHANNELS = 16
+Axes = tuple[int, int, int]  # a number for each of t, rows and columns
+# The grid that neighborhoods are written for: any number of frames of 1280x704 pixels.
+NEIGHBORHOOD_GRID = (None, 44, 80)
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """Which keys a query of sparse self-attention sees, along t, rows and columns.
+
+    As in NATTEN 0.21, without causality: tokens whose position has the same remainder by `dilation`
+    form a group; inside it every `stride` queries in a row share the window around their middle
+    one, shifted where it would leave the grid.
+    """
+
+    window: tuple[int | None, int | None, int | None]  # tokens of a group; None is the whole axis
+    stride: Axes = (1, 1, 1)
+    dilation: Axes = (1, 1, 1)
+
+    def on(self, grid: Axes) -> "Neighborhood":
+        """The same neighborhood on another grid than NEIGHBORHOOD_GRID, its whole axes spelt out.
+
+        Sizes grow with the grid as in the original, halves rounded to even: a window keeps two
+        tokens at least, no stride exceeds its window and dilated windows fit the axis.
+        """
+        axes = [
+            _scale_axis(*axis)
+            for axis in zip(
+                self.window, self.stride, self.dilation, grid, NEIGHBORHOOD_GRID, strict=True
+            )
+        ]
+        window, stride, dilation = zip(*axes, strict=True)
+        return Neighborhood(window, stride, dilation)
+
+
+def _scale_axis(
+    window: int | None, stride: int, dilation: int, length: int, base: int | None
+) -> Axes:
+    scale = 1.0 if base is None else length / base
+    window = length if window is None else min(max(2, round(window * scale)), length)
+    stride = min(max(1, round(stride * scale)), window)
+    dilation = min(max(1, round(dilation * scale)), length // window)
+    return window, stride, dilation
+
+
+# The kinds in the released sparse networks, and the share of the keys that a query sees.
+DILATED = Neighborhood((None, 4, 16), dilation=(1, 11, 5))  # 1.8 %
+SLABS = Neighborhood((None, 12, 16), (1, 4, 1), (1, 1, 5))  # 5.5 %
+PATCHES_3 = Neighborhood((None, 12, 24), (1, 4, 8))  # 8.2 %: 3x3 patches of 4x8 tokens
+PATCHES_5 = Neighborhood((None, 20, 40), (1, 4, 8))  # 22.7 %
+PATCHES_7 = Neighborhood((None, 28, 56), (1, 4, 8))  # 44.5 %
 
 
 @dataclass(frozen=True)
@@ -21,9 +71,11 @@ class DitSpec:
     text_width: int = 1024
     adaln_rank: int = 256
     mlp_ratio: int = 4
-    max_grid: tuple[int, int, int] = (128, 120, 120)  # tokens along t, rows, columns
+    max_grid: Axes = (128, 120, 120)  # tokens along t, rows, columns
     # The original forms its rotation angles in bfloat16, and the released weights were trained so.
     rope_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # Of every block's self-attention; None is dense, and so are all blocks where this is empty.
+    neighborhoods: tuple[Neighborhood | None, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -31,7 +83,12 @@ class DitSpec:
         return self.width // self.num_heads
 
     @property
-    def rope_dims(self) -> tuple[int, int, int]:
+    def block_neighborhoods(self) -> tuple[Neighborhood | None, ...]:
+        """One entry a block, also where all are dense."""
+        return self.neighborhoods or (None,) * self.num_blocks
+
+    @property
+    def rope_dims(self) -> Axes:
         """How a head's channels are shared among the t, h and w axes."""
         spatial = 2 * (self.head_dim // 6)
         return self.head_dim - 2 * spatial, spatial, spatial
@@ -90,6 +147,23 @@ DIT_2B_TEXT2IMAGE = DitSpec(2048, 28, 16, (1.0, 4.0, 4.0), condition_mask=False)
 DIT_2B_VIDEO2WORLD = DitSpec(2048, 28, 16, (1.0, 3.0, 3.0), condition_mask=True)
 DIT_14B_TEXT2IMAGE = DitSpec(5120, 36, 40, (1.0, 4.0, 4.0), condition_mask=False)
 DIT_14B_VIDEO2WORLD = DitSpec(5120, 36, 40, (20 / 24, 2.0, 2.0), condition_mask=True)
+
+# The weights named `-natten`: the dense networks, trained on with these neighborhoods.
+DIT_2B_VIDEO2WORLD_SPARSE = replace(
+    DIT_2B_VIDEO2WORLD,
+    neighborhoods=(
+        *2 * [DILATED], SLABS, *2 * [PATCHES_3], SLABS, *4 * [PATCHES_3], SLABS,
+        *12 * [PATCHES_5], PATCHES_7, *3 * [PATCHES_5], PATCHES_3,
+    ),
+)  # fmt: skip
+DIT_14B_VIDEO2WORLD_SPARSE = replace(
+    DIT_14B_VIDEO2WORLD,
+    neighborhoods=(
+        *11 * [DILATED], *2 * [SLABS], *10 * [PATCHES_3], PATCHES_5, PATCHES_7, PATCHES_5,
+        PATCHES_7, None, PATCHES_7, *2 * [PATCHES_5], *2 * [PATCHES_7], PATCHES_5, PATCHES_7,
+        PATCHES_5,
+    ),
+)  # fmt: skip
 WAN_VAE = VaeSpec(base_width=96)
 T5_11B = TextEncoderSpec(1024, 24, 128, 128, 65536, vocab_size=32128, num_tokens=512)
 
