@@ -26,8 +26,8 @@ SERVER_FLAGS = {  # a flag of the original that configures what is now the serve
     "--dit_path_text2image": _BUILD,
     "--dit_path_video2world": _BUILD,
     "--load_ema": _BUILD,
-    "--distill_steps": _BUILD,
     "--natten": _BUILD,
+    "--distill_steps": _BUILD,  # of text2world; text2image has it as a setting
     "--use_fast_tokenizer": _BUILD,
     "--use_lora": _LORA,
     "--lora_rank": _LORA,
@@ -58,6 +58,7 @@ _HELP = {
     "resolution": "refuse to run unless the server runs this resolution, such as 720",
     "fps": "refuse to run unless the server runs this frame rate, such as 16",
     "guidance": "how closely to follow the prompt (%(default)s)",
+    "distill_steps": "steps of a distilled network, 1 to 4; its server takes 4 unless given",
     "image_guidance": "the same for the clip's first picture (%(default)s)",
     "num_frames": "frames of the clip, 1 + 4k; the server's own number unless given",
     "num_conditional_frames": "frames of the input to go on from; 5 need a clip (%(default)s)",
@@ -177,7 +178,7 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: Task) -> None:
     files.add_argument(
         "--resume", action="store_true", help="skip what an equal request has already made"
     )
-    for flag in SERVER_FLAGS:
+    for flag in SERVER_FLAGS.keys() - {f"--{name}" for name in setting_names(task)}:
         parser.add_argument(flag, action=_ServerFlag, nargs="*", help=argparse.SUPPRESS)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One solver step of the diffusion sampler, as pure functions over numpy arrays or torch tensors alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,21 @@ class Guidance:
     scale: float
 
 
-def initial_noise(seed: int, shape: LatentShape) -> NDArray[np.float32]:
-    """The starting latents, FP32 [C, T, H, W]: numpy's legacy generator, the same on every device.
+def normal_noise(seed: int, shape: LatentShape) -> Iterator[NDArray[np.float32]]:
+    """Standard normals without end, FP32 [C, T, H, W]: numpy's legacy generator, the same on every device.
 
-    Drawn in float64, rounded to float32, then scaled to the highest noise level, as the original does.
+    Drawn in float64 and rounded to float32, as the original draws its first; what a distilled network needs
+    after it, the original draws with the GPU's own generator, which no other machine can repeat.
     """
+    generator = np.random.RandomState(seed)
     dims = (LATENT_CHANNELS, shape.frames, shape.height, shape.width)
-    noise = np.random.RandomState(seed).standard_normal(dims).astype(np.float32)
-    return noise * np.float32(SIGMA_MAX)
+    while True:
+        yield generator.standard_normal(dims).astype(np.float32)
+
+
+def initial_noise(seed: int, shape: LatentShape) -> NDArray[np.float32]:
+    """The starting latents, FP32 [C, T, H, W]: the first normals, scaled to the highest noise level."""
+    return next(normal_noise(seed, shape)) * np.float32(SIGMA_MAX)
 
 
 def replace_first_frames(latents: Array, condition: Array | None) -> Array:

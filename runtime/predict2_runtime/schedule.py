@@ -18,16 +18,21 @@ SIGMA_MAX = 80.0
 SIGMA_MIN = 0.002
 RHO = 7.0
 CONDITION_SIGMA = 1e-4  # noise level the network is told for frames that are given
+DISTILLED_SIGMAS = (SIGMA_MAX, 3.6, 1.5574, 0.684)  # the levels a distilled network was trained for
 
 
 @dataclass(frozen=True)
 class Step:
-    """x' = keep * x + now * x0 + before * x0_before, with x0 the guided prediction at sigma."""
+    """x' = keep * x + now * x0 + before * x0_before, with x0 the guided prediction at sigma.
+
+    Then `noise` times a fresh standard normal is added.
+    """
 
     sigma: float
     keep: float
     now: float
     before: float = 0.0
+    noise: float = 0.0
 
 
 def karras_sigmas(count: int) -> list[float]:
@@ -71,6 +76,15 @@ def _adams_bashforth(sigmas: Sequence[float]) -> list[Step]:
     return [first, *rest, clean]
 
 
+def _distilled(num_steps: int) -> list[Step]:
+    """Predict, put less noise back, predict again: the sampler of consistency models.
+
+    Song et al. 2023 (arXiv:2303.01469), algorithm 1.
+    """
+    sigmas = (*DISTILLED_SIGMAS[:num_steps], 0.0)
+    return [Step(a, keep=0.0, now=1.0, noise=b) for a, b in pairwise(sigmas)]
+
+
 @lru_cache(maxsize=64)
 def solver_steps(num_steps: int, solver: Solver = "ab2") -> tuple[Step, ...]:
     """The steps of a whole generation; each costs one guided prediction.
@@ -78,9 +92,12 @@ def solver_steps(num_steps: int, solver: Solver = "ab2") -> tuple[Step, ...]:
     Args:
         num_steps: 1 or more. `ab2` makes that many updates and then the clean pass (num_steps + 1 entries);
             `euler` visits that many noise levels as diffusers does, the last of which needs no prediction
-            (num_steps - 1 entries, at least one).
-        solver: `ab2` is the original's rule, `euler` is diffusers', for comparison.
+            (num_steps - 1 entries, at least one). `distilled` takes 1 to 4.
+        solver: `ab2` is the original's rule, `euler` is diffusers', for comparison; `distilled` is the rule of
+            distilled networks.
     """
+    if solver == "distilled":
+        return tuple(_distilled(num_steps))
     if solver == "ab2":
         return tuple(_adams_bashforth(karras_sigmas(num_steps + 1)))
     sigmas = karras_sigmas(max(num_steps, 2))

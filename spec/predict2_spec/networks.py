@@ -77,6 +77,13 @@ class DitSpec:
     # Of every block's self-attention; None is dense, and so are all blocks where this is empty.
     neighborhoods: tuple[Neighborhood | None, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.neighborhoods and len(self.neighborhoods) != self.num_blocks:
+            raise ValueError(
+                f"{len(self.neighborhoods)} neighborhoods were given for {self.num_blocks} blocks; "
+                "give one a block, or none"
+            )
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be served: one frozen row a preset, naming networks, checkpoint files, sizes and limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from . import networks as nets
@@ -32,6 +32,7 @@ class Preset:
     text2image_path: str
     video2world: nets.DitSpec | None = None
     video2world_path: str = ""
+    distilled: bool = False  # pictures take 1 to 4 steps, without guidance
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -87,8 +88,14 @@ class Preset:
                 f"width {shape.width} x height {shape.height} is {pixels} pixels; "
                 f"preset {self.name} takes {most_pixels} at most"
             )
-        _, most_rows, most_columns = self.dit(task).max_grid
+        dit = self.dit(task)
+        _, most_rows, most_columns = dit.max_grid
         _, rows, columns = shape.latent.grid
+        if dit.neighborhoods and (rows, columns) != nets.NEIGHBORHOOD_GRID[1:]:
+            raise InvalidRequestError(
+                f"width {shape.width} x height {shape.height} isn't what the sparse network of preset {self.name} "
+                "was trained for, 1280 x 704 (16:9); use that, or a server of a preset that isn't sparse"
+            )
         if rows > most_rows or columns > most_columns:
             raise InvalidRequestError(
                 f"width {shape.width} x height {shape.height} is a grid of {columns} x {rows} tokens; "
@@ -116,6 +123,7 @@ TOY = Preset(
     video2world=nets.DIT_TOY_VIDEO2WORLD,
     video2world_path="predict2-toy/video2world.safetensors",
 )
+_0_6B = "nvidia/Cosmos-Predict2-0.6B-Text2Image"
 IMAGE_0_6B = Preset(
     name="0.6b",
     model_size="0.6B",
@@ -128,9 +136,15 @@ IMAGE_0_6B = Preset(
     text_encoder_path=T5_11B_FOLDER,
     tokenizer_path=f"{T5_11B_FOLDER}/tokenizer.json",
     vae=nets.WAN_VAE,
-    vae_path="nvidia/Cosmos-Predict2-0.6B-Text2Image/tokenizer/tokenizer.pth",
+    vae_path=f"{_0_6B}/tokenizer/tokenizer.pth",
     text2image=nets.DIT_0_6B_TEXT2IMAGE,
-    text2image_path="nvidia/Cosmos-Predict2-0.6B-Text2Image/model.pt",
+    text2image_path=f"{_0_6B}/model.pt",
+)
+IMAGE_0_6B_DISTILLED = replace(
+    IMAGE_0_6B,
+    name="0.6b-distilled",
+    text2image_path=f"{_0_6B}/model_distilled.pt",
+    distilled=True,
 )
 
 
@@ -159,20 +173,44 @@ def _released(
     )
 
 
+def _sparse(dense: Preset, video2world: nets.DitSpec) -> Preset:
+    """The row of the checkpoint that was trained on with sparse attention."""
+    return replace(
+        dense,
+        name=f"{dense.name}-sparse",
+        video2world=video2world,
+        video2world_path=dense.video2world_path.replace(".pt", "-natten.pt"),
+        video_sizes={"16:9": dense.video_sizes["16:9"]},
+    )
+
+
 _SIZES = (
-    ("2B", nets.DIT_2B_TEXT2IMAGE, nets.DIT_2B_VIDEO2WORLD),
-    ("14B", nets.DIT_14B_TEXT2IMAGE, nets.DIT_14B_VIDEO2WORLD),
+    (
+        ("2B", nets.DIT_2B_TEXT2IMAGE, nets.DIT_2B_VIDEO2WORLD),
+        nets.DIT_2B_VIDEO2WORLD_SPARSE,
+    ),
+    (
+        ("14B", nets.DIT_14B_TEXT2IMAGE, nets.DIT_14B_VIDEO2WORLD),
+        nets.DIT_14B_VIDEO2WORLD_SPARSE,
+    ),
 )
+_FRAME_RATES = (16, 10)
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         TOY,
         IMAGE_0_6B,
+        IMAGE_0_6B_DISTILLED,
         *(
-            _released(*size, resolution, fps)
-            for size in _SIZES
+            _released(*dense, resolution, fps)
+            for dense, _ in _SIZES
             for resolution in VIDEO_SIZES
-            for fps in (16, 10)
+            for fps in _FRAME_RATES
+        ),
+        *(
+            _sparse(_released(*dense, "720", fps), sparse)
+            for dense, sparse in _SIZES
+            for fps in _FRAME_RATES
         ),
     )
 }

@@ -23,8 +23,10 @@ DEFAULT_NEGATIVE_PROMPT = (
 ImageFormat = Literal["jpg", "png"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("jpg", "png")
 # ab2: the original's second-order rule and clean last pass. euler: diffusers' rule, for comparison.
-Solver = Literal["ab2", "euler"]
+# distilled: the few steps of a distilled network, which a request asks for by their number.
+Solver = Literal["ab2", "euler", "distilled"]
 SOLVERS: tuple[Solver, ...] = ("ab2", "euler")
+MAX_DISTILL_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,29 @@ class Text2ImageRequest(GenerationRequest):
     task: ClassVar[Task] = "text2image"
 
     guidance: float = 4.0
+    distill_steps: int = 0  # of a distilled network, 1 to 4; its server takes 4 when it isn't given
     output_format: ImageFormat = "jpg"
 
     def _check(self, limits: Limits) -> None:
         super()._check(limits)
         check_guidance("guidance", self.guidance, limits)
+        if not 0 <= self.distill_steps <= MAX_DISTILL_STEPS:
+            raise InvalidRequestError(
+                f"distill_steps {self.distill_steps} must be between 1 and {MAX_DISTILL_STEPS}, "
+                "or 0 for a network that isn't distilled"
+            )
         if self.output_format not in IMAGE_FORMATS:
             raise InvalidRequestError(
                 f"output_format {self.output_format!r:.40} is unknown; choose one of {', '.join(IMAGE_FORMATS)}"
+            )
+
+    def expect(self, preset: Preset) -> None:
+        """Also refuse to take distilled steps with a network that wasn't distilled."""
+        super().expect(preset)
+        if self.distill_steps and not preset.distilled:
+            raise InvalidRequestError(
+                f"distill_steps {self.distill_steps} was asked for, but this server runs preset {preset.name}, which "
+                "isn't distilled; leave it out or start a server for 0.6b-distilled"
             )
 
     def shape(self, preset: Preset) -> VideoShape:
@@ -270,6 +287,7 @@ FIELD_TYPES: dict[str, type] = {
     "return_frames": bool,
     "guidance": float,
     "image_guidance": float,
+    "distill_steps": int,
     "output_format": str,
     "num_frames": int,
     "image": bytes,

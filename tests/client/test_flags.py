@@ -24,6 +24,7 @@ ORIGINAL_DEFAULTS = {
         **SHARED,
         "negative_prompt": "",
         "guidance": 4.0,  # no flag there, a constant
+        "distill_steps": 0,
         "save_path": "output/generated_image.jpg",
     },
     "video2world": {**CLIP, "prompt": "", "num_conditional_frames": 1},
@@ -31,7 +32,7 @@ ORIGINAL_DEFAULTS = {
 }
 SERVER_FLAGS = {
     "text2image": "dit_path load_ema disable_guardrail offload_guardrail benchmark use_cuda_graphs "
-    "distill_steps use_fast_tokenizer",
+    "use_fast_tokenizer",
     "video2world": "dit_path load_ema num_gpus disable_guardrail offload_guardrail "
     "disable_prompt_refiner offload_prompt_refiner offload_text_encoder downcast_text_encoder "
     "benchmark use_cuda_graphs natten use_lora lora_rank lora_alpha lora_target_modules",

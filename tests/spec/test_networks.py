@@ -62,6 +62,11 @@ def test_sparse_networks_differ_from_dense_ones_by_their_neighborhoods_only():
     assert DIT_2B_VIDEO2WORLD.block_neighborhoods == (None,) * 28
 
 
+def test_neighborhoods_for_another_number_of_blocks_are_refused():
+    with pytest.raises(ValueError, match="28 neighborhoods were given for 2 blocks"):
+        replace(DIT_2B_VIDEO2WORLD_SPARSE, num_blocks=2)
+
+
 @pytest.mark.parametrize("kind", [DILATED, SLABS, PATCHES_3, PATCHES_5, PATCHES_7])
 def test_neighborhoods_on_the_grid_they_are_written_for_only_spell_out_whole_axes(kind):
     assert kind.on((24, 44, 80)) == replace(kind, window=(24, *kind.window[1:]))

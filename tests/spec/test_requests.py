@@ -122,8 +122,28 @@ def test_default_requests_fit_every_preset():
     for preset in PRESETS.values():
         for ratio in ("1:1", "4:3", "3:4", "16:9", "9:16"):
             Text2ImageRequest(prompt="a", aspect_ratio=ratio).shape(preset)
-            if preset.video2world:
-                Text2WorldRequest(prompt="a", aspect_ratio=ratio).shape(preset)
+        for ratio in preset.video_sizes:
+            Text2WorldRequest(prompt="a", aspect_ratio=ratio).shape(preset)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-sparse")])
+def test_a_sparse_preset_makes_clips_of_the_one_size_it_was_trained_for(name):
+    preset = find_preset(name)
+    assert preset.video2world_path.endswith(f"/model-720p-{preset.fps}fps-natten.pt")
+    assert Text2WorldRequest(prompt="a").shape(preset).width == 1280
+    with pytest.raises(InvalidRequestError, match="'1:1' is unknown; choose one of 16:9"):
+        Text2WorldRequest(prompt="a", aspect_ratio="1:1").shape(preset)
+    with pytest.raises(InvalidRequestError, match=r"width 960 x height 704 isn't what the sparse"):
+        Text2WorldRequest(prompt="a", width=960, height=704).shape(preset)
+
+
+def test_distilled_steps_are_for_distilled_networks():
+    request = Text2ImageRequest(prompt="a", distill_steps=2)
+    request.expect(find_preset("0.6b-distilled"))
+    with pytest.raises(InvalidRequestError, match=r"distill_steps 2 .* which isn't distilled"):
+        request.expect(find_preset("0.6b"))
+    with pytest.raises(InvalidRequestError, match="distill_steps 5 must be between 1 and 4"):
+        Text2ImageRequest(prompt="a", distill_steps=5)
 
 
 def test_a_preset_without_video_says_what_it_serves():

@@ -11,8 +11,8 @@ import numpy as np
 from predict2_runtime.bls import Call
 from predict2_runtime.frames import Frames
 from predict2_runtime.progress import Progress
-from predict2_runtime.sampler import initial_noise
-from predict2_runtime.schedule import solver_steps
+from predict2_runtime.sampler import normal_noise
+from predict2_runtime.schedule import SIGMA_MAX, solver_steps
 from predict2_spec import tensors
 from predict2_spec.presets import Preset
 from predict2_spec.requests import Solver
@@ -48,11 +48,13 @@ def make_picture(
     """A picture from text, UINT8 [1, H, W, 3].
 
     Without a negative prompt the unconditional branch sees all zeros in place of a text, as the network did in
-    training.
+    training. A distilled network has learnt what guidance adds, so it is asked once.
     """
-    embeds = encode_text(backend, sampling.prompt, sampling.negative_prompt)
+    guided = sampling.solver != "distilled"
+    embeds = encode_text(backend, sampling.prompt, sampling.negative_prompt if guided else "")
     progress.done("encode_text")
-    embeds.setdefault("negative_prompt_embeds", np.zeros_like(embeds["prompt_embeds"]))
+    if guided:
+        embeds.setdefault("negative_prompt_embeds", np.zeros_like(embeds["prompt_embeds"]))
     latents = denoise(
         backend, progress, "denoise_image", tensors.TEXT2IMAGE_DENOISER, sampling, shape, embeds
     )
@@ -99,20 +101,23 @@ def denoise(
     conditions: Mapping[str, Any],
 ) -> Any:
     """From noise to clean latents, FP32 [16, T, H/8, W/8], one call of `model` a solver step."""
-    latents = initial_noise(sampling.seed, shape.latent)
+    normals = normal_noise(sampling.seed, shape.latent)
+    latents = next(normals) * np.float32(SIGMA_MAX)
     previous_x0 = np.zeros_like(latents)
-    count = len(solver_steps(sampling.num_steps, sampling.solver))
-    for step in range(count):
+    steps = solver_steps(sampling.num_steps, sampling.solver)
+    for index, step in enumerate(steps):
         outputs = backend.call(
             model,
             latents=latents,
             previous_x0=previous_x0,
-            step=step,
+            step=index,
             num_steps=sampling.num_steps,
             solver=sampling.solver,
             guidance=sampling.guidance,
             **conditions,
         )
         latents, previous_x0 = outputs["latents"], outputs["x0"]
-        progress.done(stage, step + 1, count)
+        if step.noise:
+            latents = latents + np.float32(step.noise) * next(normals)
+        progress.done(stage, index + 1, len(steps))
     return latents

@@ -30,6 +30,7 @@ from predict2_spec import tensors
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import TASKS, Task
 from predict2_spec.requests import (
+    MAX_DISTILL_STEPS,
     Request,
     Text2ImageRequest,
     Text2WorldRequest,
@@ -60,12 +61,22 @@ def open_backend(repository: Path, call: Call) -> Backend:
 def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress) -> Outputs:
     """A picture from text."""
     shape = request.shape(backend.preset)
-    frames = make_picture(backend, progress, _sampling(request), shape)
+    sampling = _sampling(request)
+    if backend.preset.distilled:
+        steps = request.distill_steps or MAX_DISTILL_STEPS
+        sampling = replace(sampling, num_steps=steps, solver="distilled", guidance=0.0)
+    frames = make_picture(backend, progress, sampling, shape)
     media = encode_image(frames[0], request.output_format)
     progress.done("write")
     precision = backend.precision[tensors.TEXT2IMAGE_DENOISER.name]
-    metadata = _metadata(backend, request, progress, shape, precision)
-    return _outputs(request, media, replace(metadata, fps=0), frames)
+    metadata = replace(
+        _metadata(backend, request, progress, shape, precision),
+        fps=0,
+        num_steps=sampling.num_steps,
+        solver=sampling.solver,
+        guidance=sampling.guidance,
+    )
+    return _outputs(request, media, metadata, frames)
 
 
 def video2world(backend: Backend, request: Video2WorldRequest, progress: Progress) -> Outputs:

@@ -12,7 +12,7 @@ from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import Preset, Task
-from predict2_spec.requests import LIMITS, SOLVERS, check_guidance
+from predict2_spec.requests import LIMITS, MAX_DISTILL_STEPS, SOLVERS, Solver, check_guidance
 from predict2_spec.video import LatentShape
 
 from . import Arrays
@@ -46,7 +46,7 @@ class Denoiser:
         guidance = Guidance(
             self._text(inputs, "prompt_embeds"), self._text(inputs, "negative_prompt_embeds"), scale
         )
-        step = _find_step(inputs)
+        step = _find_step(inputs, self.preset.distilled and self.task == "text2image")
         x0 = guided_x0(self._velocity, latents, step.sigma, guidance, condition)
         return {"latents": update(step, latents, x0, previous), "x0": x0}
 
@@ -88,15 +88,17 @@ def _check_numbers(inputs: Arrays) -> None:
             )
 
 
-def _find_step(inputs: Arrays) -> Step:
+def _find_step(inputs: Arrays, distilled: bool) -> Step:
     index, num_steps = int(inputs["step"][0]), int(inputs["num_steps"][0])
-    solver = str(inputs["solver"][0]) if "solver" in inputs else "ab2"
-    if solver not in SOLVERS:
+    solvers: tuple[Solver, ...] = ("distilled",) if distilled else SOLVERS
+    most = MAX_DISTILL_STEPS if distilled else LIMITS.num_steps
+    solver = str(inputs["solver"][0]) if "solver" in inputs else solvers[0]
+    if solver not in solvers:
         raise InvalidRequestError(
-            f"solver {solver!r:.40} is unknown; choose one of {', '.join(SOLVERS)}"
+            f"solver {solver!r:.40} is none of this network's; choose one of {', '.join(solvers)}"
         )
-    if not 1 <= num_steps <= LIMITS.num_steps:
-        raise InvalidRequestError(f"num_steps {num_steps} must be between 1 and {LIMITS.num_steps}")
+    if not 1 <= num_steps <= most:
+        raise InvalidRequestError(f"num_steps {num_steps} must be between 1 and {most}")
     steps = solver_steps(num_steps, solver)
     if not 0 <= index < len(steps):
         raise InvalidRequestError(f"step {index} must be between 0 and {len(steps) - 1}")

@@ -139,6 +139,23 @@ def test_both_prompts_are_encoded_in_one_call_and_sent_with_every_step(stages, k
     assert stages.batches == [2] * STEPS
 
 
+def test_a_distilled_picture_gets_fresh_noise_between_its_unguided_steps(stages):
+    preset = replace(TOY, distilled=True)
+    stages.run["text2image_denoiser"] = Denoiser(preset, "text2image", stages.network)
+    stages.picture(replace(SAMPLING, solver="distilled", num_steps=3))
+    assert [i["prompt"] for i in stages.sent("text_encoder")] == [["a robot welds"]]
+    assert stages.batches == [1] * 3
+    steps = [call for call in stages.calls if call.stage == "text2image_denoiser"]
+    # One generator for all noise: the levels 3.6 and 1.5574 follow 80 (the original's table).
+    draws = np.random.RandomState(SAMPLING.seed).standard_normal((3, 16, 1, 4, 6))
+    np.testing.assert_allclose(steps[0].inputs["latents"], 80 * draws[0], rtol=1e-6)
+    for before, after, level, draw in zip(steps, steps[1:], (3.6, 1.5574), draws[1:], strict=False):
+        noisy = before.outputs["x0"] + level * draw
+        np.testing.assert_allclose(after.inputs["latents"], noisy, rtol=0, atol=1e-5)
+    (decoder,) = stages.sent("vae_decoder")
+    np.testing.assert_array_equal(decoder["latents"], steps[-1].outputs["x0"])
+
+
 def test_each_step_goes_on_from_the_one_before(stages):
     stages.clip()
     steps = [call for call in stages.calls if call.stage == "video2world_denoiser"]

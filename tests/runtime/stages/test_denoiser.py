@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,20 @@ def test_the_solver_can_be_chosen():
     assert not np.allclose(ab2["latents"], euler["latents"])
 
 
+DISTILLED = replace(PICTURE, preset=replace(PICTURE.preset, distilled=True))
+
+
+def test_a_distilled_network_answers_with_its_prediction_and_takes_only_its_own_steps():
+    few = {"num_steps": np.array([4]), "solver": ["distilled"]}
+    for step in range(4):
+        outputs = DISTILLED(step_inputs(**few, step=np.array([step])))
+        assert np.array_equal(outputs["latents"], outputs["x0"])
+    with pytest.raises(InvalidRequestError, match="num_steps 5 must be between 1 and 4"):
+        DISTILLED(step_inputs(**{**few, "num_steps": np.array([5])}))
+    with pytest.raises(InvalidRequestError, match="solver 'ab2' is none of this network's"):
+        DISTILLED(step_inputs(**{**few, "solver": ["ab2"]}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -69,7 +85,8 @@ def test_the_solver_can_be_chosen():
         ({"guidance": np.array([np.nan])}, "guidance nan must be between 0 and 50"),
         ({"latents": np.full((16, 1, 4, 6), np.nan, np.float32)}, "latents holds NaN"),
         ({"prompt_embeds": np.full(EMBEDS, np.inf, np.float32)}, "prompt_embeds holds NaN"),
-        ({"solver": ["magic"]}, "solver 'magic' is unknown"),
+        ({"solver": ["magic"]}, "solver 'magic' is none of this network's; choose one of ab2, eul"),
+        ({"solver": ["distilled"]}, "solver 'distilled' is none of this network's"),
         (
             {"latents": np.zeros((16, 1, 5, 6), np.float32)},
             "height 40 must be a positive multiple of 16",
