@@ -166,7 +166,7 @@ def _recipe_key(recipe: Recipe, checkpoint_sha256: str) -> str:
         f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device}".encode()
     )
     here = Path(__file__).parent
-    code = [here / "networks", *(here / f"{name}.py" for name in ("recipes", "to_onnx", "weights"))]
+    code = [here / name for name in ("checkpoint", "networks", "recipes.py", "to_onnx.py")]
     tokenizer = [recipe.tokenizer] if recipe.tokenizer else []
     sha.update((checkpoint_sha256 + digest([*tokenizer, *code])).encode())
     sha.update(str([version(package) for package in _SOFTWARE]).encode())

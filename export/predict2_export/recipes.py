@@ -15,19 +15,16 @@ from predict2_spec.networks import LATENT_CHANNELS, DitSpec, TextEncoderSpec, Va
 from predict2_spec.presets import Preset
 from predict2_spec.video import PATCH
 
+from .checkpoint.files import read_checkpoint
+from .checkpoint.fit import load_strict
+from .checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
+from .checkpoint.stored import StoredTensor
 from .networks.dit import Dit
 from .networks.export_graph import ExportGraph
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
 from .networks.vae_graphs import export_graphs
 from .verify import FLOAT32, Limits
-from .weights import (
-    dit_state_dict,
-    load_strict,
-    read_state_dict,
-    text_encoder_state_dict,
-    vae_state_dict,
-)
 
 Graphs = dict[str, ExportGraph]
 EXAMPLE_PIXELS = (64, 48)  # the VAE's example; small, its sides are free in the graph
@@ -89,14 +86,14 @@ def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:
     return Recipe(network, spec, checkpoint, partial(_dit_graphs, spec))
 
 
-def _loaded(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def _loaded(module: nn.Module, state: dict[str, StoredTensor], path: Path) -> None:
     load_strict(module, state, str(path))
     module.eval().requires_grad_(False)
 
 
 def _text_encoder_graphs(spec: TextEncoderSpec, path: Path) -> Graphs:
     module = TextEncoder(spec)
-    _loaded(module, text_encoder_state_dict(read_state_dict(path)), path)
+    _loaded(module, text_encoder_state_dict(read_checkpoint(path)), path)
     ids = torch.zeros(2, spec.num_tokens, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, length in enumerate((5, spec.num_tokens)):  # a short prompt and one that fills the row
@@ -112,13 +109,13 @@ def _text_encoder_graphs(spec: TextEncoderSpec, path: Path) -> Graphs:
 
 def _vae_graphs(spec: VaeSpec, network: str, path: Path) -> Graphs:
     module = Vae(spec)
-    _loaded(module, vae_state_dict(read_state_dict(path), spec), path)
+    _loaded(module, vae_state_dict(read_checkpoint(path), spec), path)
     return export_graphs(module, *EXAMPLE_PIXELS)[network]
 
 
 def _dit_graphs(spec: DitSpec, path: Path) -> Graphs:
     module = Dit(spec)
-    _loaded(module, dit_state_dict(read_state_dict(path)), path)
+    _loaded(module, dit_state_dict(read_checkpoint(path)), path)
     batch, frames, tokens = Dim("batch"), Dim("frames"), Dim("tokens")
     rows, columns = Dim("rows"), Dim("columns")
     size, grid = (2, 3, 4, 6), {2: frames, 3: PATCH * rows, 4: PATCH * columns}

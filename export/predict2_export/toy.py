@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from predict2_spec.presets import TOY
 
@@ -18,7 +18,8 @@ from .networks.dit import Dit
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
 from .toyworld.tokenizer import word_tokenizer
-from .weights import StateDict
+
+StateDict = dict[str, Tensor]
 
 TRAINED = Path(__file__).resolve().parent / "toyworld" / "weights"  # a checkpoint folder
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from predict2_export import build as building
 from predict2_export.build import build, digest
+from predict2_export.checkpoint.names import text_encoder_state_dict
 from predict2_export.toy import write_toy_checkpoint
-from predict2_export.weights import text_encoder_state_dict
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.stages.text_encoder import TextEncoder
 from predict2_spec.errors import CheckpointError, VerificationError

@@ -8,17 +8,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from predict2_export.checkpoint.files import read_checkpoint
+from predict2_export.checkpoint.fit import load_strict
+from predict2_export.checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.text_encoder import TextEncoder
 from predict2_export.networks.vae import Vae
 from predict2_export.toy import write_toy_checkpoint
-from predict2_export.weights import (
-    dit_state_dict,
-    load_strict,
-    read_state_dict,
-    text_encoder_state_dict,
-    vae_state_dict,
-)
 from predict2_runtime.sampler import Guidance, guided_x0, initial_noise, update
 from predict2_runtime.schedule import solver_steps
 from predict2_spec.presets import TOY
@@ -48,19 +44,19 @@ def load(module, state, path):
 
 
 def load_dit(folder, spec, path):
-    return load(Dit(spec), dit_state_dict(read_state_dict(folder / path)), path)
+    return load(Dit(spec), dit_state_dict(read_checkpoint(folder / path)), path)
 
 
 @pytest.fixture(scope="module")
 def vae(folder):
-    state = vae_state_dict(read_state_dict(folder / TOY.vae_path), TOY.vae)
+    state = vae_state_dict(read_checkpoint(folder / TOY.vae_path), TOY.vae)
     return load(Vae(TOY.vae), state, TOY.vae_path)
 
 
 @pytest.fixture(scope="module")
 def embeds(folder):
     """Embeddings of two prompts, [2, N, D], made with the checkpoint's tokenizer and encoder."""
-    state = text_encoder_state_dict(read_state_dict(folder / TOY.text_encoder_path))
+    state = text_encoder_state_dict(read_checkpoint(folder / TOY.text_encoder_path))
     encoder = load(TextEncoder(TOY.text_encoder), state, TOY.text_encoder_path)
     tokenizer = Tokenizer.from_file(str(folder / TOY.tokenizer_path))
     tokenizer.enable_padding(length=TOY.text_encoder.num_tokens, pad_id=0)
@@ -82,7 +78,7 @@ def test_exactly_the_presets_files_are_written(folder):
 
 def test_weights_are_float32(folder):
     for path in PATHS[:4]:
-        assert {tensor.dtype for tensor in read_state_dict(folder / path).values()} == {
+        assert {tensor.dtype for tensor in read_checkpoint(folder / path).values()} == {
             torch.float32
         }
 
@@ -98,9 +94,9 @@ def test_equal_seeds_write_equal_bytes_and_others_do_not(folder, tmp_path):
 
 
 def test_networks_share_no_weights(folder):
-    states = [dit_state_dict(read_state_dict(folder / path)) for path in PATHS[:2]]
+    states = [dit_state_dict(read_checkpoint(folder / path)) for path in PATHS[:2]]
     key = "blocks.0.mlp.layer1.weight"
-    assert not torch.equal(states[0][key], states[1][key])
+    assert not torch.equal(states[0][key].load(), states[1][key].load())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")

@@ -7,17 +7,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from predict2_export.checkpoint.files import read_checkpoint
+from predict2_export.checkpoint.fit import load_strict
+from predict2_export.checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
+from predict2_export.checkpoint.stored import StoredTensor
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.text_encoder import TextEncoder
 from predict2_export.networks.vae import Vae
 from predict2_export.toy import released_names, whole_file
-from predict2_export.weights import (
-    dit_state_dict,
-    load_strict,
-    read_state_dict,
-    text_encoder_state_dict,
-    vae_state_dict,
-)
 from predict2_spec.presets import TOY
 
 from .quality import Networks
@@ -45,17 +42,17 @@ def load_networks(folder: Path) -> Networks:
     spec = TOY.video2world
     assert spec is not None
     vae = Vae(TOY.vae)
-    _load(vae, vae_state_dict(read_state_dict(folder / TOY.vae_path), TOY.vae))
+    _load(vae, vae_state_dict(read_checkpoint(folder / TOY.vae_path), TOY.vae))
     text_encoder = TextEncoder(TOY.text_encoder)
-    _load(text_encoder, text_encoder_state_dict(read_state_dict(folder / TOY.text_encoder_path)))
+    _load(text_encoder, text_encoder_state_dict(read_checkpoint(folder / TOY.text_encoder_path)))
     dits = []
     for dit_spec, path in ((TOY.text2image, TOY.text2image_path), (spec, TOY.video2world_path)):
         dit = Dit(dit_spec)
-        _load(dit, dit_state_dict(read_state_dict(folder / path)))
+        _load(dit, dit_state_dict(read_checkpoint(folder / path)))
         dits.append(dit)
     return Networks(vae, text_encoder, *dits)
 
 
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+def _load(module: nn.Module, state: dict[str, StoredTensor]) -> None:
     load_strict(module, state, "the toy checkpoint")
     module.eval().requires_grad_(False)

@@ -14,8 +14,9 @@ from diffusers import CosmosTransformer3DModel
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos
 
+from predict2_export.checkpoint.fit import load_strict
+from predict2_export.checkpoint.names import dit_state_dict
 from predict2_export.networks.dit import Dit, Sinusoid, rotary_angles
-from predict2_export.weights import dit_state_dict, load_strict
 from predict2_spec import networks as nets
 
 torch.set_num_threads(2)
@@ -147,6 +148,38 @@ def test_diffusers_computes_the_same_from_our_weights():
     torch.testing.assert_close(dit(*inputs), diffusers_velocity(reference, *inputs), **FP32)
 
 
+@pytest.mark.usefixtures("torchvision_free")
+@pytest.mark.parametrize("size", [(3, 12, 20), (2, 10, 14)], ids=["even", "uneven"])
+@torch.no_grad()
+def test_velocity_of_a_sparse_network_equals_diffusers_behind_masks(size, neighborhood_mask):
+    kinds = (nets.DILATED, None, nets.PATCHES_3)
+    spec = replace(TOY_VIDEO, num_blocks=3, neighborhoods=kinds)
+    reference = randomize(diffusers_dit(spec))
+    sparse, dense = Dit(spec).eval(), Dit(replace(spec, neighborhoods=())).eval()
+    for dit in (sparse, dense):  # the same weights serve both
+        load_strict(dit, dit_state_dict(reference.state_dict()), "diffusers' weights")
+    grid = (size[0], size[1] // 2, size[2] // 2)
+    for block, kind in zip(reference.transformer_blocks, kinds, strict=True):
+        if kind is not None:
+            mask = neighborhood_mask(grid, kind.on(grid))
+            block.attn1.register_forward_pre_hook(
+                lambda _, args, kwargs, mask=mask: (args, kwargs | {"attention_mask": mask}),
+                with_kwargs=True,
+            )
+    inputs = make_inputs(spec, size, 1)
+    velocity = sparse(*inputs)
+    assert (velocity - dense(*inputs)).abs().max() > 100 * FP32["atol"]  # the masks matter
+    torch.testing.assert_close(velocity, diffusers_velocity(reference, *inputs), **FP32)
+
+
+@torch.no_grad()
+def test_a_sparse_network_sees_all_of_a_single_frame():
+    spec = replace(TOY_VIDEO, neighborhoods=2 * (nets.PATCHES_3,))
+    sparse, dense = randomize(Dit(spec)), randomize(Dit(TOY_VIDEO))
+    inputs = make_inputs(TOY_VIDEO, (1, 12, 20), 1)
+    assert torch.equal(sparse(*inputs), dense(*inputs))
+
+
 @torch.no_grad()
 def test_velocity_depends_on_text_time_and_mask():
     dit = randomize(Dit(TOY_VIDEO))
@@ -264,6 +297,8 @@ PARAMETERS = {
     "2b-video": (nets.DIT_2B_VIDEO2WORLD, 1_956_413_440),
     "14b-image": (nets.DIT_14B_TEXT2IMAGE, 14_265_265_152),
     "14b-video": (nets.DIT_14B_VIDEO2WORLD, 14_265_285_632),
+    "2b-sparse": (nets.DIT_2B_VIDEO2WORLD_SPARSE, 1_956_413_440),
+    "14b-sparse": (nets.DIT_14B_VIDEO2WORLD_SPARSE, 14_265_285_632),
 }
 
 

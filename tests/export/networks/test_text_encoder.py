@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from predict2_export.checkpoint.fit import load_strict
+from predict2_export.checkpoint.names import text_encoder_state_dict
 from predict2_export.networks.text_encoder import TextEncoder
-from predict2_export.weights import load_strict, text_encoder_state_dict
 from predict2_spec import networks as nets
 
 torch.set_num_threads(2)

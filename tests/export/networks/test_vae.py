@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from predict2_export.checkpoint.names import vae_state_dict
 from predict2_export.networks.vae import Vae
 from predict2_export.networks.vae_graphs import export_graphs
 from predict2_export.to_onnx import write_onnx
-from predict2_export.weights import vae_state_dict
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import TOY_VAE, WAN_VAE, VaeSpec
 

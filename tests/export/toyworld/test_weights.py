@@ -5,11 +5,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from predict2_export.checkpoint.files import read_checkpoint
 from predict2_export.toy import TRAINED
 from predict2_export.toyworld.checkpoint import load_networks
 from predict2_export.toyworld.quality import judge_text2image, judge_vae, judge_video2world
 from predict2_export.toyworld.tokenizer import word_tokenizer
-from predict2_export.weights import read_state_dict
 from predict2_spec.presets import TOY
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ def networks():
 
 def test_the_files_are_half_precision_and_small():
     for path in PATHS:
-        assert {t.dtype for t in read_state_dict(TRAINED / path).values()} == {torch.float16}
+        assert {t.dtype for t in read_checkpoint(TRAINED / path).values()} == {torch.float16}
     assert sum((TRAINED / path).stat().st_size for path in PATHS) <= 12e6
 
 
