@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from predict2_spec.networks import LATENT_CHANNELS, DitSpec
+from predict2_spec.networks import LATENT_CHANNELS, Axes, DitSpec, Neighborhood
 from predict2_spec.video import PATCH
+
+from .neighborhood import neighborhood_attention
 
 EPS = 1e-6  # of every norm in the network
 THETA = 10000.0  # base of the rotary and of the time frequencies
@@ -30,7 +32,7 @@ class Dit(nn.Module):
         self.t_embedder = nn.Sequential(Sinusoid(spec.width), TimeMlp(spec.width))
         self.t_embedding_norm = nn.RMSNorm(spec.width, eps=EPS)
         self.pos_embedder = RotaryTables(spec)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_blocks))
+        self.blocks = nn.ModuleList(Block(spec, kind) for kind in spec.block_neighborhoods)
         self.final_layer = FinalLayer(spec)
 
     def forward(
@@ -44,7 +46,8 @@ class Dit(nn.Module):
 
         Args:
             hidden_states: [B, 16, T, H, W], noisy latents times 1/(sigma+1); H and W are even and
-                the token grid (T, H/2, W/2) is no larger than `spec.max_grid`.
+                the token grid (T, H/2, W/2) is no larger than `spec.max_grid`. Networks with
+                neighborhoods scale them to the grid, but were trained on NEIGHBORHOOD_GRID alone.
             timestep: [B, T], sigma/(sigma+1) of every latent frame, in 0..1.
             encoder_hidden_states: [B, N, text_width]; all N positions take part in attention.
             condition_mask: [B, 1, T, H, W], 1 on conditioning frames and 0 elsewhere; given exactly
@@ -66,7 +69,7 @@ class Dit(nn.Module):
 
         x = self.x_embedder(hidden_states, condition_mask)  # [B, T, S, D]
         for block in self.blocks:
-            x = block(x, time, time_shift, encoder_hidden_states, rotation)
+            x = block(x, time, time_shift, encoder_hidden_states, rotation, grid)
         patches = self.final_layer(x, time, time_shift)  # [B, T, S, 64]
         return unpatchify(patches, grid)
 
@@ -92,7 +95,7 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
-def unpatchify(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def unpatchify(patches: Tensor, grid: Axes) -> Tensor:
     """[B, T, S, 64] -> [B, 16, T, H, W]; features are (2, 2, C), another order than the input's."""
     x = patches.reshape(-1, *grid, PATCH, PATCH, LATENT_CHANNELS)
     x = x.permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, h, 2, w, 2]
@@ -150,7 +153,7 @@ class RotaryTables(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
 
-    def forward(self, grid: tuple[int, int, int]) -> Tensor:
+    def forward(self, grid: Axes) -> Tensor:
         """(T, h, w) -> cosines and sines [2, N, E/2] in fp32; tokens by frame, row, column."""
         frames, rows, columns = grid
         parts = [
@@ -200,24 +203,30 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, each modulated and gated by the time."""
 
-    def __init__(self, spec: DitSpec) -> None:
+    def __init__(self, spec: DitSpec, neighborhood: Neighborhood | None) -> None:
         super().__init__()
         width, rank = spec.width, spec.adaln_rank
         self.adaln_modulation_self_attn = modulation(width, rank, count=3)
         self.adaln_modulation_cross_attn = modulation(width, rank, count=3)
         self.adaln_modulation_mlp = modulation(width, rank, count=3)
-        self.self_attn = Attention(spec, context_width=width)
-        self.cross_attn = Attention(spec, context_width=spec.text_width)
+        self.self_attn = Attention(spec, width, neighborhood)
+        self.cross_attn = Attention(spec, spec.text_width)
         self.mlp = Mlp(width, spec.mlp_ratio * width)
 
     def forward(
-        self, x: Tensor, time: Tensor, time_shift: Tensor, text: Tensor, rotation: Tensor
+        self,
+        x: Tensor,
+        time: Tensor,
+        time_shift: Tensor,
+        text: Tensor,
+        rotation: Tensor,
+        grid: Axes,
     ) -> Tensor:
         """[B, T, S, D] -> the same; time [B, T, D], time_shift [B, T, 3D], text [B, N, text_width]."""
         m = self.adaln_modulation_self_attn(time) + time_shift
         shift, scale, gate = parts(m[:, :, None], 3)  # [B, T, 1, D]
         u = modulate(x, shift, scale).flatten(1, 2)
-        x = x + gate * self.self_attn(u, u, rotation).view_as(x)
+        x = x + gate * self.self_attn(u, u, rotation, grid).view_as(x)
 
         m = self.adaln_modulation_cross_attn(time) + time_shift
         shift, scale, gate = parts(m[:, :, None], 3)
@@ -233,8 +242,11 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Attention with normalised queries and keys; the context is `x` itself or the text."""
 
-    def __init__(self, spec: DitSpec, context_width: int) -> None:
+    def __init__(
+        self, spec: DitSpec, context_width: int, neighborhood: Neighborhood | None = None
+    ) -> None:
         super().__init__()
+        self.neighborhood = neighborhood  # None is dense
         self.num_heads = spec.num_heads
         self.q_proj = linear(spec.width, spec.width)
         self.k_proj = linear(context_width, spec.width)
@@ -243,15 +255,26 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(spec.head_dim, eps=EPS)
         self.k_norm = nn.RMSNorm(spec.head_dim, eps=EPS)
 
-    def forward(self, x: Tensor, context: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """x [B, N, D], context [B, M, context_width] -> [B, N, D]."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        rotation: Tensor | None = None,
+        grid: Axes | None = None,
+    ) -> Tensor:
+        """x [B, N, D], context [B, M, context_width] -> [B, N, D]; `grid` is that of the tokens."""
         q = self.q_norm(self._heads(self.q_proj(x)))
         k = self.k_norm(self._heads(self.k_proj(context)))
         v = self._heads(self.v_proj(context))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        # No mask: the padded, zeroed text positions take part, as they did in training.
-        y = F.scaled_dot_product_attention(q, k, v)
+        if (
+            self.neighborhood and grid and grid[0] > 1
+        ):  # a single frame is dense, as in the original
+            y = neighborhood_attention(q, k, v, grid, self.neighborhood.on(grid))
+        else:
+            # No mask: the padded, zeroed text positions take part, as they did in training.
+            y = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.output_proj(y.transpose(1, 2).flatten(2))
         return out
 
