@@ -16,7 +16,7 @@ from diffusers.models.transformers import transformer_cosmos
 
 from predict2_export.checkpoint.fit import load_strict
 from predict2_export.checkpoint.names import dit_state_dict
-from predict2_export.networks.dit import Dit, Sinusoid, rotary_angles
+from predict2_export.networks.dit import Dit, RotaryTables, Sinusoid, rotary_angles
 from predict2_spec import networks as nets
 
 torch.set_num_threads(2)
@@ -251,6 +251,7 @@ ANGLE_ERRORS = {
     "2b-video": (nets.DIT_2B_VIDEO2WORLD, (24, 44, 80), (0.065, 0.093, 0.187)),
     "14b-video": (nets.DIT_14B_VIDEO2WORLD, (24, 44, 80), (0.036, 0.087, 0.285)),
     "2b-image": (nets.DIT_2B_TEXT2IMAGE, (1, 48, 85), (0, 0.070, 0.141)),
+    "14b-image": (nets.DIT_14B_TEXT2IMAGE, (1, 48, 85), (0, 0.070, 0.141)),
     "0.6b-image": (nets.DIT_0_6B_TEXT2IMAGE, (1, 48, 85), (0, 0.084, 0.167)),
 }
 
@@ -267,9 +268,10 @@ def test_bfloat16_angles_round_as_the_original_does(case):
         assert np.abs(angles - exact).max() == pytest.approx(error, abs=5.1e-4)  # printed digits
 
 
-def test_rotary_tables_cover_the_grid_and_follow_the_specs_dtype():
-    spec = replace(nets.DIT_14B_VIDEO2WORLD, width=256, num_heads=2, num_blocks=0)
-    tables = Dit(spec).pos_embedder
+@pytest.mark.parametrize("case", ANGLE_ERRORS)
+def test_rotary_tables_cover_the_grid_and_follow_the_specs_dtype(case):
+    spec = ANGLE_ERRORS[case][0]
+    tables = RotaryTables(spec)
     for axis, name in enumerate(("frames", "rows", "columns")):
         angles = bfloat16_angles(spec.max_grid[axis], spec.rope_dims[axis], spec.rope_scale[axis])
         expected = np.stack([np.cos(angles), np.sin(angles)])

@@ -106,8 +106,13 @@ def test_onnx_graph_serves_any_batch(encoder, tmp_path):
 def test_the_11b_encoder_has_as_many_parameters_as_its_shapes_add_up_to():
     with torch.device("meta"):
         encoder = TextEncoder(nets.T5_11B)
+        theirs = T5EncoderModel(
+            T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128)
+        )
     # Embedding, 24 layers of four projections, two feed-forward matrices and two norms, the bias
     # of the first layer, the last norm.
     layer = 4 * 1024 * 16384 + 2 * 1024 * 65536 + 2 * 1024
     expected = 32128 * 1024 + 24 * layer + 32 * 128 + 1024
     assert sum(parameter.numel() for parameter in encoder.parameters()) == expected
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == expected
+    assert round(expected / 1e9, 2) == 4.86
