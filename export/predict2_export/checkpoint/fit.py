@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights -> a module, tensor by tensor; what doesn't fit is refused before any number is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from predict2_spec.errors import CheckpointError
 
 from .stored import StoredTensor
+from .wording import some
 
 Weights = Mapping[str, Tensor] | Mapping[str, StoredTensor]
-_NUM_LISTED = 3  # keys of one kind that an error message spells out
 
 
 def check_fit(module: nn.Module, state: Weights, source: str) -> None:
@@ -33,7 +33,7 @@ def check_fit(module: nn.Module, state: Weights, source: str) -> None:
         if key in state and tuple(state[key].shape) != tuple(tensor.shape)
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-    problems = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
+    problems = [f"{len(keys)} {kind} ({some(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
         raise CheckpointError(
             f"{source} doesn't fit {type(module).__name__}: of {len(wanted)} tensors "
@@ -66,9 +66,3 @@ def load_strict(module: nn.Module, state: Weights, source: str) -> None:
         if isinstance(old, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
         setattr(module.get_submodule(path), name, tensor)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = ", ..." if len(listed) > _NUM_LISTED else ""
-    return ", ".join(listed[:_NUM_LISTED]) + more
