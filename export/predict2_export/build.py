@@ -17,10 +17,9 @@ from predict2_spec.errors import CheckpointError, EngineMismatchError
 from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
 from predict2_spec.presets import Preset
 
-from .networks.export_graph import ExportGraph
 from .recipes import Recipe, recipes
-from .to_onnx import describe, write_onnx
-from .verify import verify
+from .to_onnx import describe, hollow_graphs, write_onnx
+from .verify import Answer, answer, verify
 
 KIND = "onnxruntime"
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
@@ -97,7 +96,6 @@ def _build_stage(
         engine = folder / VERSION_FOLDER
         if recipe.tokenizer:
             shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
-        graphs = recipe.graphs(recipe.checkpoint)
         manifest = Manifest(
             network=name,
             preset=preset.name,
@@ -107,10 +105,10 @@ def _build_stage(
             checkpoint_sha256=checkpoint_sha256,
             recipe=key,
             versions={package: version(package) for package in _SOFTWARE},
-            graphs=_lower(graphs, engine, tell),
+            graphs=_lower(recipe, engine, tell),
         )
         _write(engine, manifest)
-        _write(engine, _verified(manifest, recipe, graphs, engine, tell))
+        _write(engine, _verified(manifest, recipe, engine, tell))
 
 
 def _copy_model(template: Path, folder: Path) -> None:
@@ -119,12 +117,14 @@ def _copy_model(template: Path, folder: Path) -> None:
     )
 
 
-def _lower(graphs: dict[str, ExportGraph], engine: Path, tell: Report) -> dict[str, Graph]:
+def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
+    weights = recipe.weights()
+    network, graphs = hollow_graphs(recipe.make, recipe.graphs)
     written = {}
     for name, graph in graphs.items():
         tell(f"lowering {name} to ONNX")
         path = engine / f"{name}.onnx"
-        write_onnx(graph, path)
+        write_onnx(graph, path, network, weights, tell)
         written[name] = _describe_files(path)
     return written
 
@@ -144,16 +144,22 @@ def _describe_files(path: Path) -> Graph:
     )
 
 
-def _verified(
-    manifest: Manifest, recipe: Recipe, graphs: dict[str, ExportGraph], engine: Path, tell: Report
-) -> Manifest:
+def _verified(manifest: Manifest, recipe: Recipe, engine: Path, tell: Report) -> Manifest:
+    tell("running the torch module")
+    answers = _answers(recipe)
     opened = open_engine(engine, recipe.network)
     results = {}
-    for name, graph in graphs.items():
-        result = verify(f"{recipe.network}/{name}", graph, opened.graphs[name], recipe.limits)
+    for name, expected in answers.items():
+        result = verify(f"{recipe.network}/{name}", expected, opened.graphs[name], recipe.limits)
         tell(f"{name} agrees with torch: cosine {result.cosine:.7f}, error {result.max_error:.1e}")
         results[name] = result
     return replace(manifest, verification=results)
+
+
+def _answers(recipe: Recipe) -> dict[str, Answer]:
+    """What the torch module answers; it is gone from memory before the engine comes."""
+    graphs = recipe.graphs(recipe.module(recipe.weights()))
+    return {name: answer(graph) for name, graph in graphs.items()}
 
 
 def _write(engine: Path, manifest: Manifest) -> None:

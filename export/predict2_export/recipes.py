@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each stage's engine is made: which file, which module, which graphs, which limits."""
+"""How each stage's engine is made: which weights, which module, which graphs, which limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch import nn
 from torch.export import Dim
 
 from predict2_spec import tensors
-from predict2_spec.networks import LATENT_CHANNELS, DitSpec, TextEncoderSpec, VaeSpec
-from predict2_spec.presets import Preset
+from predict2_spec.networks import LATENT_CHANNELS, DitSpec, TextEncoderSpec
+from predict2_spec.presets import Preset, Task
 from predict2_spec.video import PATCH
 
 from .checkpoint.files import read_checkpoint
-from .checkpoint.fit import load_strict
+from .checkpoint.fit import check_fit, load_strict
 from .checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
 from .checkpoint.stored import StoredTensor
 from .networks.dit import Dit
@@ -27,7 +27,16 @@ from .networks.vae_graphs import export_graphs
 from .verify import FLOAT32, Limits
 
 Graphs = dict[str, ExportGraph]
+Weights = Mapping[str, StoredTensor]
 EXAMPLE_PIXELS = (64, 48)  # the VAE's example; small, its sides are free in the graph
+
+
+@dataclass(frozen=True)
+class PostTrained:
+    """A denoiser's weights other than the preset's own."""
+
+    checkpoint: Path | None = None  # instead of the file that the preset names
+    ema: bool = False  # its moving average, which post-training keeps beside the weights
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,9 @@ class Recipe:
     network: str  # the stage it serves
     spec: object  # the network's hyper-parameters
     checkpoint: Path
-    graphs: Callable[[Path], Graphs]  # from the checkpoint; modules in eval mode
+    make: Callable[[], nn.Module]  # the network's constructor
+    rename: Callable[[Weights], dict[str, StoredTensor]]  # to the module's own names
+    graphs: Callable[[nn.Module], Graphs]
     limits: Limits = FLOAT32
     precision: str = "fp32"
     device: str = "cpu"
@@ -48,21 +59,59 @@ class Recipe:
         """What the engine is made from."""
         return [self.checkpoint, *([self.tokenizer] if self.tokenizer else [])]
 
+    def weights(self) -> dict[str, StoredTensor]:
+        """The values of the module's parameters, not read yet.
 
-def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Recipe]:
-    """Every engine a preset needs, small ones first."""
-    vae, text = checkpoints / preset.vae_path, checkpoints / preset.text_encoder_path
-    needed = {stage.name for stage in tensors.served_stages(preset)}
+        Raises:
+            CheckpointError: a file is damaged or holds other weights.
+        """
+        state = self.rename(read_checkpoint(self.checkpoint))
+        with torch.device("meta"):
+            check_fit(self.make(), state, str(self.checkpoint))
+        return state
+
+    def module(self, weights: Weights) -> nn.Module:
+        """The network with these weights, ready to infer."""
+        with torch.device("meta"):
+            module = self.make()
+        load_strict(module, weights, str(self.checkpoint))
+        return module.eval().requires_grad_(False)
+
+
+def recipes(
+    preset: Preset,
+    checkpoints: Path,
+    device: str = "cpu",
+    post_trained: Mapping[Task, PostTrained] | None = None,
+) -> list[Recipe]:
+    """Every engine a preset needs, small ones first.
+
+    Args:
+        preset: what to serve.
+        checkpoints: folder with the files the preset names.
+        device: where the engines shall run, cpu or cuda.
+        post_trained: weights of text2image or video2world other than the preset's.
+    """
+    vae, text = preset.vae, preset.text_encoder
     found = [
         Recipe(
             tensors.TEXT_ENCODER.name,
-            preset.text_encoder,
             text,
-            partial(_text_encoder_graphs, preset.text_encoder),
+            checkpoints / preset.text_encoder_path,
+            partial(TextEncoder, text),
+            text_encoder_state_dict,
+            partial(_text_encoder_graphs, text),
             tokenizer=checkpoints / preset.tokenizer_path,
         ),
         *(
-            Recipe(name, preset.vae, vae, partial(_vae_graphs, preset.vae, name))
+            Recipe(
+                name,
+                vae,
+                checkpoints / preset.vae_path,
+                partial(Vae, vae),
+                partial(vae_state_dict, spec=vae),
+                partial(_vae_graphs, name),
+            )
             for name in (tensors.VAE_ENCODER.name, tensors.VAE_DECODER.name)
         ),
         _dit_recipe(
@@ -72,28 +121,29 @@ def recipes(preset: Preset, checkpoints: Path, device: str = "cpu") -> list[Reci
         ),
     ]
     if preset.video2world:
-        found.append(
-            _dit_recipe(
-                tensors.VIDEO2WORLD_DENOISER.name,
-                preset.video2world,
-                checkpoints / preset.video2world_path,
-            )
-        )
+        path = checkpoints / preset.video2world_path
+        found.append(_dit_recipe(tensors.VIDEO2WORLD_DENOISER.name, preset.video2world, path))
+    for task, other in (post_trained or {}).items():
+        found = [_changed(r, other) if r.network == f"{task}_denoiser" else r for r in found]
+    needed = {stage.name for stage in tensors.served_stages(preset)}
     return [replace(r, device=device) for r in found if r.network in needed]
 
 
 def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:
-    return Recipe(network, spec, checkpoint, partial(_dit_graphs, spec))
+    return Recipe(
+        network, spec, checkpoint, partial(Dit, spec), dit_state_dict, partial(_dit_graphs, spec)
+    )
 
 
-def _loaded(module: nn.Module, state: dict[str, StoredTensor], path: Path) -> None:
-    load_strict(module, state, str(path))
-    module.eval().requires_grad_(False)
+def _changed(recipe: Recipe, other: PostTrained) -> Recipe:
+    return replace(
+        recipe,
+        checkpoint=other.checkpoint or recipe.checkpoint,
+        rename=partial(dit_state_dict, ema=other.ema),
+    )
 
 
-def _text_encoder_graphs(spec: TextEncoderSpec, path: Path) -> Graphs:
-    module = TextEncoder(spec)
-    _loaded(module, text_encoder_state_dict(read_checkpoint(path)), path)
+def _text_encoder_graphs(spec: TextEncoderSpec, module: nn.Module) -> Graphs:
     ids = torch.zeros(2, spec.num_tokens, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, length in enumerate((5, spec.num_tokens)):  # a short prompt and one that fills the row
@@ -107,22 +157,20 @@ def _text_encoder_graphs(spec: TextEncoderSpec, path: Path) -> Graphs:
     }
 
 
-def _vae_graphs(spec: VaeSpec, network: str, path: Path) -> Graphs:
-    module = Vae(spec)
-    _loaded(module, vae_state_dict(read_checkpoint(path), spec), path)
+def _vae_graphs(network: str, module: nn.Module) -> Graphs:
+    assert isinstance(module, Vae)
     return export_graphs(module, *EXAMPLE_PIXELS)[network]
 
 
-def _dit_graphs(spec: DitSpec, path: Path) -> Graphs:
-    module = Dit(spec)
-    _loaded(module, dit_state_dict(read_checkpoint(path)), path)
+def _dit_graphs(spec: DitSpec, module: nn.Module) -> Graphs:
     batch, frames, tokens = Dim("batch"), Dim("frames"), Dim("tokens")
     rows, columns = Dim("rows"), Dim("columns")
     size, grid = (2, 3, 4, 6), {2: frames, 3: PATCH * rows, 4: PATCH * columns}
+    like = next(module.parameters())
     args = [
-        torch.zeros(size[0], LATENT_CHANNELS, *size[1:]),
-        torch.full(size[:2], 0.5),
-        torch.zeros(size[0], 7, spec.text_width),
+        like.new_zeros(size[0], LATENT_CHANNELS, *size[1:]),
+        like.new_full(size[:2], 0.5),
+        like.new_zeros(size[0], 7, spec.text_width),
     ]
     names = ["hidden_states", "timestep", "encoder_hidden_states"]
     shapes: list[dict[int, object]] = [
@@ -131,7 +179,7 @@ def _dit_graphs(spec: DitSpec, path: Path) -> Graphs:
         {0: batch, 1: tokens},
     ]
     if spec.condition_mask:
-        args.append(torch.zeros(size[0], 1, *size[1:]))
+        args.append(like.new_zeros(size[0], 1, *size[1:]))
         names.append("condition_mask")
         shapes.append({0: batch, **grid})
     return {"main": ExportGraph(module, tuple(args), tuple(names), ("velocity",), tuple(shapes))}

@@ -1,20 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A torch module as an ONNX file: opset 23, weights in a file beside it under their own names, checked."""
+"""A network as ONNX files: opset 23, weights in a file beside the graph under their own names, checked.
 
+A graph needs the shapes of the weights, not their values. So it is traced through a module without storage,
+and the weights go from the checkpoint to the file one by one: a network of any size is lowered in the memory
+of its largest tensor.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .checkpoint.stored import StoredTensor
 from .networks.export_graph import ExportGraph
 
 OPSET = 23  # Attention and RMSNormalization as single operators
+Report = Callable[[str], None]  # is told one line of progress
+_ALIGNMENT = 65536  # of large tensors in the file, so that engines can map them
+_TOLD_EVERY = 2**30  # bytes of weights between two lines of progress
 
 
-def write_onnx(graph: ExportGraph, path: Path) -> None:
-    """Lower `graph` to `path`; its weights go to `path` + `.data`.
+def hollow_graphs(
+    make: Callable[[], nn.Module],
+    graphs: Callable[[nn.Module], dict[str, ExportGraph]],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[nn.Module, dict[str, ExportGraph]]:
+    """A network whose parameters have shapes and no storage, and its graphs.
+
+    Args:
+        make: the network's constructor.
+        graphs: its graphs, examples included.
+        dtype: of its parameters.
+    """
+    with torch.device("meta"):
+        module = make().to(dtype).eval().requires_grad_(False)
+    # Tables that a network makes itself are real and stay so.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for part in module.modules():
+            for name, value in part.named_parameters(recurse=False):
+                empty = torch.empty(value.shape, dtype=value.dtype)
+                setattr(part, name, nn.Parameter(empty, requires_grad=False))
+        return module, graphs(module)
+
+
+def write_onnx(
+    graph: ExportGraph,
+    path: Path,
+    network: nn.Module,
+    weights: Mapping[str, StoredTensor],
+    report: Report = lambda line: None,
+) -> None:
+    """Lower `graph` to `path`; its weights go to `path` + `.data`, in the dtype of the network's parameters.
 
     The graph isn't optimised here: folding would rename weights, and every engine builder folds by itself.
+
+    Args:
+        graph: one graph of the network, which may be without storage.
+        path: file to write.
+        network: what the graph's module is or has in it.
+        weights: the values of the network's parameters, by name.
+        report: is told how far the writing of the weights is.
     """
     with torch.no_grad():
         program = torch.onnx.export(
@@ -29,10 +81,45 @@ def write_onnx(graph: ExportGraph, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    for node in program.model.graph.all_nodes():
+    model: ir.Model = program.model
+    for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: half of the file, and paths of this machine
-    program.save(str(path), external_data=True)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for name, parameter in graph.module.named_parameters():
+        if initializer := model.graph.initializers.get(name):
+            initializer.const_value = _lazy(name, weights[names[id(parameter)]], parameter.dtype)
+    data = f"{path.name}.data"
+    ir.save(
+        model,
+        path,
+        external_data=data,
+        callback=_progress(report),
+        max_workers=1,
+        alignment=_ALIGNMENT,
+    )
     onnx.checker.check_model(str(path), full_check=False)
+
+
+def _lazy(name: str, stored: StoredTensor, dtype: torch.dtype) -> ir.LazyTensor:
+    """A tensor that is read when it is written, and not kept."""
+    return ir.LazyTensor(
+        lambda: TorchTensor(stored.load().to(dtype).contiguous(), name),
+        dtype=from_torch_dtype(dtype),
+        shape=ir.Shape(stored.shape),
+        name=name,
+    )
+
+
+def _progress(report: Report) -> Callable[[Any, Any], None]:
+    told = 0
+
+    def tell(tensor: Any, place: Any) -> None:
+        nonlocal told
+        if place.offset >= told + _TOLD_EVERY:
+            told = place.offset
+            report(f"{place.index} of {place.total} tensors, {told / 1e9:.1f} GB written")
+
+    return tell
 
 
 def describe(path: Path) -> tuple[dict[str, str], dict[str, str]]:

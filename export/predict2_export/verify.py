@@ -29,21 +29,34 @@ class Limits:
 FLOAT32 = Limits(min_cosine=0.99999, max_error=1e-3)
 
 
-def verify(
-    name: str, graph: ExportGraph, engine: Engine, limits: Limits, seed: int = 0
-) -> Verification:
-    """Compare engine and module on random inputs; the worst output counts.
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a module made of random inputs; kept so that module and engine needn't be in memory at once."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def answer(graph: ExportGraph, seed: int = 0) -> Answer:
+    """The module's answer to random inputs."""
+    inputs = _random_inputs(graph, seed)
+    with torch.no_grad():
+        outputs = graph.module(*inputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    named = dict(zip(graph.output_names, (t.numpy() for t in outputs), strict=True))
+    return Answer({key: value.numpy() for key, value in inputs.items()}, named)
+
+
+def verify(name: str, expected: Answer, engine: Engine, limits: Limits) -> Verification:
+    """Compare the engine's answer with the module's; the worst output counts.
 
     Raises:
         VerificationError: an output is beyond the limits.
     """
-    inputs = _random_inputs(graph, seed)
-    with torch.no_grad():
-        expected = graph.module(*inputs.values())
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    actual = engine({key: value.numpy() for key, value in inputs.items()})
-    reference = dict(zip(graph.output_names, (t.numpy() for t in expected), strict=True))
-    cosine, error = _distance(reference, actual)
+    cosine, error = _distance(expected.outputs, engine(expected.inputs))
     if not (cosine >= limits.min_cosine and error <= limits.max_error):  # NaN fails too
         raise VerificationError(
             f"{name}: the engine's cosine with the torch module is {cosine:.7f} (limit {limits.min_cosine}) and its "

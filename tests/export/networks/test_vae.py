@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from predict2_export.checkpoint.names import vae_state_dict
+from predict2_export.checkpoint.stored import StoredTensor
 from predict2_export.networks.vae import Vae
 from predict2_export.networks.vae_graphs import export_graphs
 from predict2_export.to_onnx import write_onnx
@@ -308,6 +309,14 @@ def test_missing_and_surplus_caches_are_refused():
             vae.decode_chunk(random_latents(1), wrong)
 
 
+def stored(module):
+    """A module's own weights, as a checkpoint would hold them."""
+    return {
+        name: StoredTensor(tuple(p.shape), p.dtype, lambda p=p: p)
+        for name, p in module.named_parameters()
+    }
+
+
 @pytest.fixture(scope="module")
 def lowered(tmp_path_factory):
     """A VAE, an onnxruntime session for each of its graphs, exported at 16x24 pixels, and their folder."""
@@ -317,7 +326,7 @@ def lowered(tmp_path_factory):
     for network, graphs in export_graphs(vae, 16, 24).items():
         for name, graph in graphs.items():
             path = folder / f"{network}.{name}.onnx"
-            write_onnx(graph, path)
+            write_onnx(graph, path, vae, stored(vae))
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
             sessions[f"{network}.{name}"] = ort.InferenceSession(
