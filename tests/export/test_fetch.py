@@ -3,6 +3,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -97,6 +98,7 @@ class FakeHub:
     listed: dict = field(default_factory=dict)  # contents that the listing is made from instead
     answers: dict = field(default_factory=dict)  # (status, headers) by part of a path
     cuts: list = field(default_factory=list)  # the next answers end after so many bytes
+    knows_ranges: bool = True
     hold_after: int = 0  # bytes of an answer, then `held` is set and nothing more comes
     held: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -167,7 +169,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_file(self, data):
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        range_ = self.headers.get("Range", "") if self.server.hub.knows_ranges else ""
+        asked = re.fullmatch(r"bytes=(\d+)-", range_)
         start = int(asked[1]) if asked else 0
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(data) - start))
@@ -343,6 +346,26 @@ def test_a_connection_that_breaks_is_taken_up_at_the_byte_where_it_broke(hub, ru
     starts = [int(value[6:-1]) for value in hub.ranges() if value]
     assert len(starts) == 2
     assert 900_000 < starts[0] <= 1_000_000 < starts[1] <= 2_200_000
+    assert (tmp_path / "c" / BIG).read_bytes() == hub.files[BIG]
+
+
+def test_a_store_that_sends_all_when_asked_for_the_rest_spoils_nothing(hub, run, tmp_path):
+    hub.cuts, hub.knows_ranges = [1_000_000], False
+    code, said = run("--tasks", "text2image")
+    assert code == 0, said
+    assert any(hub.ranges())
+    assert (tmp_path / "c" / BIG).read_bytes() == hub.files[BIG]
+
+
+@pytest.mark.parametrize("left", ["other bytes", "more bytes than the file has"])
+def test_a_part_that_was_spoilt_costs_one_more_run_at_most(hub, run, tmp_path, left):
+    hub.cuts = [1_000_000] + 6 * [0]  # until the client gives up
+    assert run()[0] == 1
+    (part,) = (tmp_path / "c" / PICTURES).glob(".*.part")
+    part.write_bytes(b"?" * (1000 if left == "other bytes" else 4_000_000))
+    run()
+    code, said = run()
+    assert code == 0, said
     assert (tmp_path / "c" / BIG).read_bytes() == hub.files[BIG]
 
 
@@ -607,6 +630,13 @@ def test_a_terminal_is_asked_first(hub, run, tmp_path, monkeypatch, answer, fetc
     monkeypatch.setattr("builtins.input", lambda text: answer)
     assert run()[0] == 0
     assert (tmp_path / "c").exists() == fetched
+
+
+def test_the_end_of_input_is_no_consent(hub, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert run()[0] == 0
+    assert not (tmp_path / "c").exists()
 
 
 def test_yes_asks_nobody(hub, run, tmp_path, monkeypatch):

@@ -158,7 +158,10 @@ def _print_plan(items: Sequence[Item], checkpoints: Path) -> None:
 def _agreed(items: Sequence[Item], yes: bool) -> bool:
     if yes or not any(item.missing_bytes for item in items) or not sys.stdin.isatty():
         return True
-    return input("fetch them? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("fetch them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _print_presets() -> None:
