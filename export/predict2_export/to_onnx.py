@@ -6,6 +6,8 @@ and the weights go from the checkpoint to the file one by one: a network of any 
 of its largest tensor.
 """
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,12 @@ OPSET = 23  # Attention and RMSNormalization as single operators
 Report = Callable[[str], None]  # is told one line of progress
 _ALIGNMENT = 65536  # of large tensors in the file, so that engines can map them
 _TOLD_EVERY = 2**30  # bytes of weights between two lines of progress
+
+
+def quiet_exporter() -> None:
+    """Keep torch's notes about itself (torchvision is missing, an API will go) out of a command's progress."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch|onnxscript|copyreg")
 
 
 def hollow_graphs(

@@ -2,9 +2,7 @@
 """`predict2-export build`: lower, verify and install every engine of a preset."""
 
 import argparse
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +47,9 @@ def run(args: argparse.Namespace) -> None:
             f"{args.model_repository} doesn't exist; name the checkout's model_repository folder with --model-repository"
         )
     from predict2_export.build import build  # torch takes seconds to load; --help shouldn't
+    from predict2_export.to_onnx import quiet_exporter
 
-    _quiet_torch()
+    quiet_exporter()
     began = time.monotonic()
 
     def report(line: str) -> None:
@@ -69,9 +68,3 @@ def run(args: argparse.Namespace) -> None:
         report(f"{args.only} is installed in {output}")
     else:
         report(f"{output} is ready: predict2-serve {output}")
-
-
-def _quiet_torch() -> None:
-    """Keep the exporter's notes about itself (torchvision is missing, an API will go) out of the progress."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch|onnxscript|copyreg")
