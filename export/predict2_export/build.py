@@ -3,21 +3,24 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import nn
+
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.repository import VERSION_FOLDER, write_preset
 from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec import tensors
-from predict2_spec.errors import CheckpointError, EngineMismatchError
+from predict2_spec.errors import CheckpointError, EngineMismatchError, Predict2Error
 from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
-from predict2_spec.presets import Preset
+from predict2_spec.presets import Preset, Task
 
-from .recipes import Recipe, recipes
+from .layouts import located
+from .recipes import PostTrained, Recipe, recipes
 from .to_onnx import describe, hollow_graphs, write_onnx
 from .verify import Answer, answer, verify
 
@@ -35,6 +38,7 @@ def build(
     *,
     only: str = "",
     device: str = "cpu",
+    post_trained: Mapping[Task, PostTrained] | None = None,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -49,14 +53,14 @@ def build(
         report: is told what is going on.
         only: build this stage's engine and leave the rest as it is.
         device: where the engines shall run, cpu or cuda.
+        post_trained: denoisers' weights other than the preset's.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
         VerificationError: an engine's answers are not the torch module's; it isn't installed.
     """
-    todo = [
-        recipe for recipe in recipes(preset, checkpoints, device) if only in ("", recipe.network)
-    ]
+    found = recipes(located(preset, checkpoints), checkpoints, device, post_trained)
+    todo = [recipe for recipe in found if only in ("", recipe.network)]
     _check_files(preset, todo)
     output.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(todo, start=1):
@@ -76,7 +80,8 @@ def _check_files(preset: Preset, todo: list[Recipe]) -> None:
     missing = sorted(str(path) for path in needed if not path.exists())
     if missing:
         raise CheckpointError(
-            f"preset {preset.name} needs {', '.join(missing)}; see docs/export.md for where to get it"
+            f"preset {preset.name} needs {', '.join(missing)}; "
+            f"predict2-export fetch --preset {preset.name} gets what is published, docs/export.md says more"
         )
 
 
@@ -120,6 +125,7 @@ def _copy_model(template: Path, folder: Path) -> None:
 def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
     weights = recipe.weights()
     network, graphs = hollow_graphs(recipe.make, recipe.graphs)
+    _check_disk(engine, network, len(graphs))
     written = {}
     for name, graph in graphs.items():
         tell(f"lowering {name} to ONNX")
@@ -127,6 +133,16 @@ def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
         write_onnx(graph, path, network, weights, tell)
         written[name] = _describe_files(path)
     return written
+
+
+def _check_disk(folder: Path, network: nn.Module, num_graphs: int) -> None:
+    """Refuse to start what the disk has no room for: each graph has a copy of the weights."""
+    needed = num_graphs * sum(p.numel() * p.element_size() for p in network.parameters())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Predict2Error(
+            f"{folder} has {free / 1e9:.1f} GB free and the ONNX files take {needed / 1e9:.1f} GB; free some or choose another --output"
+        )
 
 
 def _describe_files(path: Path) -> Graph:

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of predict2-export as a person runs them."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import onnx
 import pytest
 import torch
 
 from predict2_export.checkpoint.synthetic import synthetic_weights
 from predict2_export.cli import COMMANDS, main
+from predict2_export.commands.build import by_task
 from predict2_export.networks.dit import Dit
+from predict2_export.toy import TRAINED
+from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import PRESETS, TOY
 
 
@@ -53,3 +59,29 @@ def test_synthetic_weights_are_the_seeds_in_whatever_order_they_are_read():
     name = "blocks.0.mlp.layer1.weight"
     assert not torch.equal(once[name].load(), other[name].load())
     assert once[name].load().std().item() == pytest.approx(TOY.text2image.width**-0.5, rel=0.05)
+
+
+def test_post_trained_files_go_to_the_task_they_name_or_to_the_presets_main_one():
+    clips, pictures = PRESETS["2b-720p-16fps"], PRESETS["0.6b"]
+    assert by_task(clips, ["a.pt", "text2image=b.pt"]) == {
+        "video2world": Path("a.pt"),
+        "text2image": Path("b.pt"),
+    }
+    assert by_task(pictures, ["a.pt"]) == {"text2image": Path("a.pt")}
+    with pytest.raises(InvalidRequestError, match=r"preset 0\.6b has no video2world network"):
+        by_task(pictures, ["video2world=a.pt"])
+    with pytest.raises(InvalidRequestError, match=r"b\.pt: video2world was given a\.pt already"):
+        by_task(clips, ["a.pt", "video2world=b.pt"])
+
+
+def test_an_average_of_no_weights_is_refused(capsys):
+    assert main(["build", "--load-ema"]) == 1
+    assert "--load-ema says which weights of a --dit-path to take" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_lowered(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    argv = ["--only", "text_encoder", "--output", str(tmp_path / "served")]
+    assert main(["build", "--checkpoints", str(TRAINED), *argv]) == 1
+    assert "0.0 GB free and the ONNX files take 0.0 GB; free some" in capsys.readouterr().err
+    assert list((tmp_path / "served").iterdir()) == []

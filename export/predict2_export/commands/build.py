@@ -3,11 +3,12 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from predict2_spec.errors import Predict2Error
-from predict2_spec.presets import PRESETS, find_preset
+from predict2_spec.errors import InvalidRequestError, Predict2Error
+from predict2_spec.presets import PRESETS, Preset, Task, find_preset
 from predict2_spec.tensors import STAGES
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "model_repository"
@@ -30,12 +31,51 @@ def add_parser(commands: Any) -> None:
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
     )
     parser.add_argument(
+        "--dit-path",
+        "--dit_path",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="post-trained weights in place of the preset's; TASK is text2image or video2world, "
+        "by default the one that makes clips if the preset has it",
+    )
+    parser.add_argument(
+        "--load-ema",
+        "--load_ema",
+        action="store_true",
+        help="take the average that post-training keeps beside those weights",
+    )
+    parser.add_argument(
         "--model-repository",
         type=Path,
         default=TEMPLATES,
         help="where config.pbtxt and model.py are",
     )
     parser.set_defaults(run=run)
+
+
+def by_task(preset: Preset, values: Sequence[str]) -> dict[Task, Path]:
+    """FILEs by the task that a value names before "=", or by the preset's main one.
+
+    Raises:
+        InvalidRequestError: a task is named twice, or the preset has no network for it.
+    """
+    found: dict[Task, Path] = {}
+    for value in values:
+        name, _, file = value.rpartition("=")
+        task: Task = (
+            "text2image" if name == "text2image" or not preset.video2world else "video2world"
+        )
+        if name not in ("", task):
+            raise InvalidRequestError(
+                f"{value}: preset {preset.name} has no {name:.40} network; name one of its tasks, or none"
+            )
+        if task in found:
+            raise InvalidRequestError(
+                f"{value}: {task} was given {found[task]} already; choose one"
+            )
+        found[task] = Path(file)
+    return found
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,10 +86,15 @@ def run(args: argparse.Namespace) -> None:
         raise Predict2Error(
             f"{args.model_repository} doesn't exist; name the checkout's model_repository folder with --model-repository"
         )
+    paths = by_task(preset, args.dit_path)
+    if args.load_ema and not paths:
+        raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
     from predict2_export.build import build  # torch takes seconds to load; --help shouldn't
+    from predict2_export.recipes import PostTrained
     from predict2_export.to_onnx import quiet_exporter
 
     quiet_exporter()
+    post_trained = {task: PostTrained(path, args.load_ema) for task, path in paths.items()}
     began = time.monotonic()
 
     def report(line: str) -> None:
@@ -63,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
         report,
         only=args.only,
         device=args.device,
+        post_trained=post_trained,
     )
     if args.only:
         report(f"{args.only} is installed in {output}")
