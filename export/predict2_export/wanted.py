@@ -6,18 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from predict2_spec.errors import CheckpointError
 from predict2_spec.presets import Preset, Task
 
 from .checksums import GIT_SHA1
+from .layouts import candidates
 from .released import EXTRAS, REPOS, KnownFile, Repo, Want
 
 Layout = Literal["original", "diffusers"]
 LAYOUTS: tuple[Layout, ...] = ("original", "diffusers")
-# The only networks that are in diffusers' layout too, by their original files.
-_ALSO_DIFFUSERS = ("Text2Image/model.pt", "Video2World/model-720p-16fps.pt")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -73,7 +72,7 @@ def wanted(
         InvalidRequestError: the preset doesn't serve one of the tasks.
     """
     if layout == "diffusers":
-        preset = diffusers_paths(preset, tasks)
+        preset = diffusers_paths(preset)
     patterns: dict[str, dict[str, None]] = {}
     for path in _paths(preset, tasks):
         repo, inside = _split(path)
@@ -84,27 +83,20 @@ def wanted(
     ]
 
 
-def diffusers_paths(preset: Preset, tasks: Sequence[Task] = ()) -> Preset:
-    """The preset with its paths in diffusers' layout; the text encoder is a bfloat16 one there.
+def diffusers_paths(preset: Preset) -> Preset:
+    """The preset with the paths of diffusers' layout; a denoiser that isn't published so keeps its own.
 
     Raises:
-        CheckpointError: some of the preset's networks are published in the original layout only.
+        CheckpointError: nothing of the preset is published in that layout.
     """
-    needed = set(_paths(preset, tasks)) & {preset.text2image_path, preset.video2world_path}
-    if not preset.video2world or not all(path.endswith(_ALSO_DIFFUSERS) for path in needed):
+    if not preset.video2world:
         raise CheckpointError(
-            f"preset {preset.name} is not published in diffusers' layout, only the 720p-16fps ones of 2B and 14B are; "
-            "leave --layout out"
+            f"preset {preset.name} is not published in diffusers' layout, those of 2B and 14B are; leave --layout out"
         )
-    folder, pictures = _split(preset.vae_path)[0].name, _split(preset.text2image_path)[0].name
-    return replace(
-        preset,
-        text2image_path=f"{pictures}/transformer",
-        video2world_path=f"{_split(preset.video2world_path)[0].name}/transformer",
-        vae_path=f"{folder}/vae",
-        text_encoder_path=f"{folder}/text_encoder",
-        tokenizer_path=f"{folder}/tokenizer/tokenizer.json",
-    )
+    paths: dict[str, Any] = {
+        field: (others or [own])[0] for field, (own, *others) in candidates(preset).items()
+    }
+    return replace(preset, **paths)
 
 
 def known_size(preset: Preset, layout: Layout = "original") -> tuple[int, bool]:

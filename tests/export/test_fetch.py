@@ -25,6 +25,7 @@ import pytest
 from predict2_export import cli, wanted
 from predict2_export.checksums import RECORD
 from predict2_export.fetch import Item, State, fetch
+from predict2_export.layouts import located
 from predict2_export.released import EXTRAS, REPOS, KnownFile
 from predict2_export.wanted import RemoteFile
 from predict2_spec.presets import PRESETS
@@ -298,7 +299,18 @@ def test_the_diffusers_layout_fetches_shards_once_and_a_single_text_encoder(hub,
     }
 
 
-@pytest.mark.parametrize("preset", ["0.6b", "2b-480p-16fps", "2b-720p-16fps-sparse"])
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("preset", ["2b-720p-16fps", "2b-480p-10fps", "2b-720p-16fps-sparse"])
+def test_the_build_finds_every_file_of_either_layout(hub, run, tmp_path, preset, layout):
+    code, said = run("--layout", layout, preset=preset)
+    assert code == 0, said
+    found = located(PRESETS[preset], tmp_path / "c")
+    for part in ("text_encoder", "tokenizer", "vae", "text2image", "video2world"):
+        assert (tmp_path / "c" / getattr(found, f"{part}_path")).exists(), part
+    assert (tmp_path / "c" / T5).exists() == (layout == "original")
+
+
+@pytest.mark.parametrize("preset", ["0.6b", "0.6b-distilled"])
 def test_a_layout_that_is_not_published_is_refused_before_the_hub_is_asked(hub, run, preset):
     code, said = run("--layout", "diffusers", preset=preset)
     assert code == 1
@@ -687,6 +699,7 @@ def test_the_list_of_sizes_is_there_without_a_network(capsys):
     lines = capsys.readouterr().out.splitlines()
     # T5 45, VAE 0.5 and two denoisers of 1.956e9 two-byte weights; T5's encoder in bfloat16 is 9.7.
     assert any(re.fullmatch(r"2b-720p-16fps +~ 53\.3 GB +~ 18\.0 GB", line) for line in lines)
+    assert any(re.fullmatch(r"2b-480p-10fps +~ 53\.3 GB +~ 18\.0 GB", line) for line in lines)
     assert any(re.fullmatch(r"0\.6b +> 46\.2 GB +-", line) for line in lines)
     assert not any(line.startswith("toy") for line in lines)
 
@@ -713,7 +726,7 @@ def test_every_preset_names_published_repositories_and_every_known_file_is_someb
     for preset in PRESETS.values():
         if wanted.is_published(preset):
             layouts = [wanted.wanted(preset)]
-            if wanted.known_size(preset)[0] and preset.name.endswith("b-720p-16fps"):
+            if preset.video2world:
                 layouts.append(wanted.wanted(preset, layout="diffusers"))
             used |= {(w.repo.name, p) for wants in layouts for w in wants for p in w.include}
     used |= {(w.repo.name, p) for wants in EXTRAS.values() for w in wants for p in w.include}

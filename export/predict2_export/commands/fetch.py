@@ -56,8 +56,8 @@ def add_parser(commands: Any) -> None:
         "--layout",
         choices=LAYOUTS,
         default="original",
-        help="diffusers: the same networks in safetensors, the text encoder in bfloat16 and without its decoder, "
-        "which saves 35 GB; 720p-16fps presets only (%(default)s)",
+        help="diffusers: what is published so in safetensors, the text encoder in bfloat16 and without its decoder, "
+        "which saves 35 GB; not for 0.6b (%(default)s)",
     )
     parser.add_argument(
         "--with",
