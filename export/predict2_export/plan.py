@@ -130,7 +130,8 @@ class Memory:
 class Host:
     """Disk and host memory, in bytes, for all stages of the preset."""
 
-    checkpoints: int  # tensors of the published files
+    checkpoints: int  # tensors of the published files, in the original's layout
+    checkpoints_diffusers: int  # the same, with the text encoder that diffusers' layout has
     onnx_fp32: int  # external data of the graphs; a VAE's two graphs hold its weights twice
     onnx_bf16: int
     engines_bf16: int  # of TensorRT: the weights, and little beside them
@@ -302,6 +303,7 @@ def host_needs(preset: Preset) -> Host:
     saved = sum(BF16_BYTES * dit_parameters(dit) - dit_fp8_bytes(dit) for dit in dits)
     return Host(
         checkpoints=checkpoint_bytes(preset),
+        checkpoints_diffusers=checkpoint_bytes(preset, small_text_encoder=True),
         onnx_fp32=FP32_BYTES * in_graphs,
         onnx_bf16=BF16_BYTES * in_graphs,
         engines_bf16=BF16_BYTES * in_graphs,
@@ -312,16 +314,18 @@ def host_needs(preset: Preset) -> Host:
     )
 
 
-def checkpoint_bytes(preset: Preset) -> int:
+def checkpoint_bytes(preset: Preset, *, small_text_encoder: bool = False) -> int:
     """Bytes of the tensors in the files that a preset names.
 
-    The released denoisers are in bf16, their VAE in fp32, and T5 is published in fp32 with the
-    decoder that nobody needs here. All of the toy is in fp16.
+    The released denoisers are in bf16 and their VAE in fp32. T5 is published in fp32 with the decoder
+    that nobody needs here; beside the 2B and 14B networks lies its encoder alone in bf16, which
+    `small_text_encoder` takes. All of the toy is in fp16.
     """
     dits = sum(dit_parameters(dit) for dit in (preset.text2image, preset.video2world) if dit)
-    convs = [*encoder_convs(preset.vae), *decoder_convs(preset.vae)]
-    if preset.text_encoder is nets.T5_11B:
-        others = whole_t5_parameters(preset.text_encoder) + vae_parameters(convs)
-        return BF16_BYTES * dits + FP32_BYTES * others
+    vae = vae_parameters([*encoder_convs(preset.vae), *decoder_convs(preset.vae)])
     text = text_encoder_parameters(preset.text_encoder)
-    return BF16_BYTES * (dits + text + vae_parameters(convs))
+    if preset.text_encoder is not nets.T5_11B:
+        return BF16_BYTES * (dits + vae + text)
+    if small_text_encoder and preset.video2world:
+        return BF16_BYTES * (dits + text) + FP32_BYTES * vae
+    return BF16_BYTES * dits + FP32_BYTES * (vae + whole_t5_parameters(preset.text_encoder))

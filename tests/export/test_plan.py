@@ -125,6 +125,12 @@ def test_downloads_are_as_large_as_the_published_files():
     preset = find_preset("2b-720p-16fps")
     expected = 45.229e9 + 2 * 3.913e9 + 0.5076e9
     assert checkpoint_bytes(preset) == pytest.approx(expected, rel=1e-4)
+    # the encoder alone in bf16: 9.73 GB
+    small = expected - 45.229e9 + 9.730e9
+    assert checkpoint_bytes(preset, small_text_encoder=True) == pytest.approx(small, rel=1e-4)
+    # which isn't published beside the 0.6B network
+    alone = find_preset("0.6b")
+    assert checkpoint_bytes(alone, small_text_encoder=True) == checkpoint_bytes(alone)
 
 
 def test_the_toys_checkpoint_is_as_large_as_its_files():

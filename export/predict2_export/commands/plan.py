@@ -181,6 +181,7 @@ def _host(plan: Plan) -> Table:
     table = _table("Disk and host memory, for the whole preset", "for", "disk", "host memory")
     for row in (
         ("fetch: checkpoints", host.checkpoints, None),
+        ("with diffusers' text encoder", host.checkpoints_diffusers, None),
         ("export: ONNX in fp32", host.onnx_fp32, host.export_memory),
         ("export: ONNX in bf16", host.onnx_bf16, None),
         ("while exporting, besides", host.temporary, None),
