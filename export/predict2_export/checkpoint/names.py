@@ -70,10 +70,11 @@ def dit_state_dict(state: Mapping[str, V], *, ema: bool = False) -> dict[str, V]
         )
     if any(key.startswith(prefix) for key in state):
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return {_dit_name(key): v for key, v in state.items() if not _DIT_IGNORED.fullmatch(key)}
+    return {dit_name(key): v for key, v in state.items() if not _DIT_IGNORED.fullmatch(key)}
 
 
-def _dit_name(key: str) -> str:
+def dit_name(key: str) -> str:
+    """The original's name for a denoiser's tensor that diffusers calls `key`; other names stay."""
     module, _, parameter = key.rpartition(".")
     if block := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module):
         number, layer = block.groups()
