@@ -90,7 +90,7 @@ def _build_stage(
 ) -> None:
     name = recipe.network
     tell(f"reading {recipe.checkpoint}")
-    checkpoint_sha256 = digest([recipe.checkpoint])
+    checkpoint_sha256 = digest(recipe.weight_files)
     key = _recipe_key(recipe, checkpoint_sha256)
     if _is_current(output / name / VERSION_FOLDER, name, key):
         _copy_model(templates / name, output / name)
@@ -184,8 +184,9 @@ def _write(engine: Path, manifest: Manifest) -> None:
 
 def _recipe_key(recipe: Recipe, checkpoint_sha256: str) -> str:
     """Digest of everything that shapes the engine: files, numbers, the code that lowers them, the tools."""
+    chosen = f"{recipe.post_trained.ema} {recipe.post_trained.alpha}"
     sha = hashlib.sha256(
-        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device}".encode()
+        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device} {chosen}".encode()
     )
     here = Path(__file__).parent
     code = [here / name for name in ("checkpoint", "networks", "recipes.py", "to_onnx.py")]

@@ -17,6 +17,7 @@ from predict2_spec.video import PATCH
 
 from .checkpoint.files import read_checkpoint
 from .checkpoint.fit import check_fit, load_strict
+from .checkpoint.lora import merge_injected, merge_lora, read_adapter
 from .checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
 from .checkpoint.stored import StoredTensor
 from .networks.dit import Dit
@@ -37,6 +38,10 @@ class PostTrained:
 
     checkpoint: Path | None = None  # instead of the file that the preset names
     ema: bool = False  # its moving average, which post-training keeps beside the weights
+    adapter: Path | None = None  # a LoRA file or folder, added to the weights
+    alpha: float | None = (
+        None  # of the adapter, or of one in the checkpoint; else the adapter's own, else its rank
+    )
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,18 @@ class Recipe:
     precision: str = "fp32"
     device: str = "cpu"
     tokenizer: Path | None = None  # goes with a text encoder
+    post_trained: PostTrained = PostTrained()
 
     @property
     def files(self) -> list[Path]:
         """What the engine is made from."""
-        return [self.checkpoint, *([self.tokenizer] if self.tokenizer else [])]
+        return [*self.weight_files, *([self.tokenizer] if self.tokenizer else [])]
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """Where its weights come from."""
+        adapter = self.post_trained.adapter
+        return [self.checkpoint, *([adapter] if adapter else [])]
 
     def weights(self) -> dict[str, StoredTensor]:
         """The values of the module's parameters, not read yet.
@@ -136,11 +148,17 @@ def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:
 
 
 def _changed(recipe: Recipe, other: PostTrained) -> Recipe:
-    return replace(
-        recipe,
-        checkpoint=other.checkpoint or recipe.checkpoint,
-        rename=partial(dit_state_dict, ema=other.ema),
-    )
+    checkpoint = other.checkpoint or recipe.checkpoint
+
+    def rename(state: Weights) -> dict[str, StoredTensor]:
+        weights = merge_injected(dit_state_dict(state, ema=other.ema), other.alpha, str(checkpoint))
+        if not other.adapter:
+            return weights
+        found = read_adapter(other.adapter)
+        alpha = found.alpha if other.alpha is None else other.alpha
+        return merge_lora(weights, found.tensors, alpha, str(other.adapter))
+
+    return replace(recipe, checkpoint=checkpoint, post_trained=other, rename=rename)
 
 
 def _text_encoder_graphs(spec: TextEncoderSpec, module: nn.Module) -> Graphs:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
 from predict2_export.checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
@@ -189,6 +190,27 @@ def test_post_trained_weights_take_the_place_of_the_presets(tmp_path):
         assert all(torch.equal(weights[name].load(), expected[name]) for name in expected)
         pictures = next(r for r in found if r.network == "text2image_denoiser")
         assert pictures.checkpoint == tmp_path / preset.text2image_path
+
+
+def test_an_adapter_is_added_to_the_weights_of_its_task(tmp_path):
+    preset = reduced(PRESETS["2b-480p-16fps"])
+    base = write_original(preset, tmp_path)["video2world_denoiser"]
+    name = "blocks.1.self_attn.q_proj"
+    down, up = torch.randn(2, 256), torch.randn(256, 2)
+    file = tmp_path / "adapter.safetensors"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, file)
+    change = {"video2world": PostTrained(adapter=file, alpha=6.0)}
+    found = recipes(preset, tmp_path, post_trained=change)
+    recipe = next(r for r in found if r.network == "video2world_denoiser")
+    assert file in recipe.files
+    weights = recipe.weights()
+    expected = base[f"{name}.weight"].double() + 6.0 / 2 * (up.double() @ down.double())
+    # Rounded to the base's bfloat16: 8 bits of mantissa.
+    torch.testing.assert_close(
+        weights[f"{name}.weight"].load().double(), expected, rtol=2**-8, atol=1e-3
+    )
+    others = base.keys() - {f"{name}.weight"}
+    assert all(torch.equal(weights[other].load(), base[other]) for other in others)
 
 
 @pytest.mark.parametrize(

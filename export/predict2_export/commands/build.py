@@ -46,6 +46,19 @@ def add_parser(commands: Any) -> None:
         help="take the average that post-training keeps beside those weights",
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="a LoRA file or folder to add to a denoiser's weights",
+    )
+    parser.add_argument(
+        "--lora-alpha",
+        "--lora_alpha",
+        type=float,
+        help="what its training was given; by default what the adapter says, or else its rank",
+    )
+    parser.add_argument(
         "--model-repository",
         type=Path,
         default=TEMPLATES,
@@ -86,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         raise Predict2Error(
             f"{args.model_repository} doesn't exist; name the checkout's model_repository folder with --model-repository"
         )
-    paths = by_task(preset, args.dit_path)
+    paths, adapters = by_task(preset, args.dit_path), by_task(preset, args.lora)
     if args.load_ema and not paths:
         raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
     from predict2_export.build import build  # torch takes seconds to load; --help shouldn't
@@ -94,7 +107,13 @@ def run(args: argparse.Namespace) -> None:
     from predict2_export.to_onnx import quiet_exporter
 
     quiet_exporter()
-    post_trained = {task: PostTrained(path, args.load_ema) for task, path in paths.items()}
+    post_trained = {
+        task: PostTrained(
+            paths.get(task), args.load_ema and task in paths, adapters.get(task), args.lora_alpha
+        )
+        for task in preset.tasks
+        if task in paths or task in adapters
+    }
     began = time.monotonic()
 
     def report(line: str) -> None:
