@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from predict2_spec.errors import Predict2Error
 
-from .commands import build, onnx, plan, toy_weights
+from .commands import build, fetch, inspect, onnx, plan, toy_weights
 
-COMMANDS = (build, onnx, plan, toy_weights)
+COMMANDS = (build, fetch, inspect, onnx, plan, toy_weights)
 
 
 def _parser() -> argparse.ArgumentParser:

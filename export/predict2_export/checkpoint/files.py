@@ -15,7 +15,7 @@ from predict2_spec.errors import CheckpointError
 
 from .safetensors_file import read_safetensors
 from .stored import StoredTensor
-from .torch_file import read_torch
+from .torch_file import ZIP_MAGIC, read_torch
 from .wording import short, some
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -136,6 +136,15 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
         )
     _refuse_stand_ins(path)
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
+def container(file: Path) -> str:
+    """The format of a file that can be read, in words."""
+    if file.suffix == ".safetensors":
+        return "safetensors"
+    with file.open("rb") as stream:
+        zipped = stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    return "torch.save, zip archive" if zipped else "torch.save, as before torch 1.6"
 
 
 def _refuse_stand_ins(path: Path) -> None:

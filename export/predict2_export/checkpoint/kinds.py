@@ -31,7 +31,9 @@ _VARIANTS = (
 def kind_of(keys: Iterable[str]) -> Kind:
     """The network that tensors of these names belong to; "" when it's none of ours."""
     names = list(keys)
-    if names and all(".lora_" in name for name in names):
+    if any(".lora_" in name for name in names) and not any(
+        ".base_layer." in name for name in names
+    ):
         return "LoRA adapter"
     for kind, pattern in _KINDS:
         if any(re.fullmatch(pattern, name) for name in names):

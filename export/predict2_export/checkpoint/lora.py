@@ -155,13 +155,15 @@ def merge_lora(
     }
 
 
-def misfits(base: Mapping[str, StoredTensor], pairs: Mapping[str, Factors]) -> list[str]:
+def misfits(
+    base: Mapping[str, StoredTensor] | Mapping[str, Tensor], pairs: Mapping[str, Factors]
+) -> list[str]:
     """What keeps pairs from being added to weights; nothing when they can be."""
     unknown = [key for key in pairs if key not in base]
     wrong = [
         f"{key} is {list(base[key].shape)} and the change {list(pair.shape)}"
         for key, pair in pairs.items()
-        if key in base and base[key].shape != pair.shape
+        if key in base and tuple(base[key].shape) != pair.shape
     ]
     kinds = {"that the checkpoint lacks": unknown, "of another shape": wrong}
     return [
