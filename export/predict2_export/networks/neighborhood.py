@@ -60,19 +60,6 @@ def neighborhood_attention(
     return out.flatten(2, 4)
 
 
-def check_fixed(grid: Axes) -> None:
-    """Refuse to trace over grids of any size: tiles and their number depend on it.
-
-    Raises:
-        InvalidRequestError: a side is a symbol and no number.
-    """
-    if not all(isinstance(side, int) for side in grid):
-        raise InvalidRequestError(
-            "sparse self-attention can't be lowered for frames, height and width of any size; "
-            "give them fixed sizes"
-        )
-
-
 def axis_tiles(length: int, window: int | None, stride: int, dilation: int) -> list[Tile]:
     """Share the positions 0..length-1 of an axis among tiles; a window of None is the whole axis.
 

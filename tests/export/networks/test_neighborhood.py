@@ -7,11 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from predict2_export.networks.neighborhood import (
-    axis_tiles,
-    check_fixed,
-    neighborhood_attention,
-)
+from predict2_export.networks.neighborhood import axis_tiles, neighborhood_attention
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import (
     DILATED,
@@ -197,18 +193,3 @@ def test_the_released_patches_are_few_and_dense():
 def test_windows_that_do_not_fit_are_refused(axis, limits):
     with pytest.raises(InvalidRequestError, match=f"a window of {axis[1]} tokens.*{limits}"):
         axis_tiles(*axis)
-
-
-def test_grids_of_any_size_cannot_be_traced():
-    neighborhood = Neighborhood((None, None, None))
-
-    class Attention(torch.nn.Module):
-        def forward(self, x):
-            check_fixed(x.shape[2:5])
-            tokens = x.flatten(2, 4)
-            return neighborhood_attention(tokens, tokens, tokens, x.shape[2:5], neighborhood)
-
-    x = torch.zeros(1, 1, 3, 4, 5, 8)
-    torch.export.export(Attention(), (x,))
-    with pytest.raises(InvalidRequestError, match="give them fixed sizes"):
-        torch.export.export(Attention(), (x,), dynamic_shapes=({3: torch.export.Dim("rows")},))
