@@ -61,6 +61,8 @@ def build(
     """
     found = recipes(located(preset, checkpoints), checkpoints, device, post_trained)
     todo = [recipe for recipe in found if only in ("", recipe.network)]
+    for recipe in todo:
+        recipe.check_lowerable()
     _check_files(preset, todo)
     output.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(todo, start=1):

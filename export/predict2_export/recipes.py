@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 from predict2_spec import tensors
+from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import LATENT_CHANNELS, DitSpec, TextEncoderSpec
 from predict2_spec.presets import Preset, Task
 from predict2_spec.video import PATCH
@@ -59,6 +60,18 @@ class Recipe:
     device: str = "cpu"
     tokenizer: Path | None = None  # goes with a text encoder
     post_trained: PostTrained = PostTrained()
+
+    def check_lowerable(self) -> None:
+        """Refuse before any work what no engine of this version can run.
+
+        Raises:
+            InvalidRequestError: the network's attention is sparse.
+        """
+        if isinstance(self.spec, DitSpec) and self.spec.neighborhoods:
+            raise InvalidRequestError(
+                f"{self.checkpoint} is a network with sparse attention, which no engine of this version runs; "
+                "take the preset of the same name without -sparse"
+            )
 
     @property
     def files(self) -> list[Path]:

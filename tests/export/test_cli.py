@@ -41,6 +41,15 @@ def test_a_stage_that_the_preset_lacks_is_refused_by_name(tmp_path, capsys):
     assert "preset 0.6b has no vae_encoder; it has text_encoder," in capsys.readouterr().err
 
 
+def test_a_sparse_network_is_refused_before_any_work(tmp_path, capsys):
+    preset = ["--preset", "2b-720p-16fps-sparse", "--output", str(tmp_path / "out")]
+    for argv in (["build", *preset], ["onnx", *preset, "--stage", "video2world_denoiser"]):
+        assert main(argv) == 1
+        error = capsys.readouterr().err
+        assert "model-720p-16fps-natten.pt is a network with sparse attention" in error
+        assert "take the preset of the same name without -sparse" in error
+
+
 def test_a_missing_checkpoint_is_named(tmp_path, capsys):
     argv = ["onnx", "--preset", "0.6b", "--stage", "text2image_denoiser"]
     assert main([*argv, "--checkpoints", str(tmp_path), "--output", str(tmp_path / "out")]) == 1

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     (recipe,) = (r for r in recipes(preset, args.checkpoints) if r.network == args.stage)
+    recipe.check_lowerable()
     network, graphs = hollow_graphs(recipe.make, recipe.graphs, getattr(torch, args.dtype))
     weights = synthetic_weights(network) if args.random_weights else recipe.weights()
     args.output.mkdir(parents=True, exist_ok=True)
