@@ -41,9 +41,8 @@ class Misfits:
         return sum(map(len, (self.missing, self.unexpected, self.misshapen, self.coded)))
 
 
-def misfits(module: nn.Module, state: Weights) -> Misfits:
-    """Compare weights with a module's own by name, shape and kind of dtype."""
-    wanted = module.state_dict()
+def misfits(wanted: Weights, state: Weights) -> Misfits:
+    """Compare weights with those of a module's state dict by name, shape and kind of dtype."""
     both = [key for key in wanted if key in state]
     return Misfits(
         missing=[key for key in wanted if key not in state],
@@ -73,9 +72,9 @@ def check_fit(module: nn.Module, state: Weights, source: str) -> None:
         CheckpointError: tensors are missing, unexpected, of another shape or no floats; the
             message guesses why.
     """
-    found = misfits(module, state)
+    wanted: Weights = module.state_dict()
+    found = misfits(wanted, state)
     if found:
-        wanted = module.state_dict()
         raise CheckpointError(
             f"{source} doesn't fit {type(module).__name__}: of {len(wanted)} tensors "
             f"{'; '.join(found.problems)}; {likely_cause(wanted, state, found)}"

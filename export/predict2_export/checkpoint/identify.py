@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,16 +100,20 @@ def _specs(kind: Kind, preset: Preset) -> Iterator[Spec]:
             yield preset.video2world
 
 
-def _network(spec: Spec) -> nn.Module:
-    """The network on the meta device."""
+@cache
+def _wanted(spec: Spec) -> Mapping[str, torch.Tensor]:
+    """The network's weights on the meta device: names and shapes."""
     with torch.device("meta"):
+        network: nn.Module
         if isinstance(spec, DitSpec):
-            return Dit(spec)
-        if isinstance(spec, VaeSpec):
-            return Vae(spec)
-        from predict2_export.networks.text_encoder import TextEncoder  # takes seconds to load
+            network = Dit(spec)
+        elif isinstance(spec, VaeSpec):
+            network = Vae(spec)
+        else:
+            from predict2_export.networks.text_encoder import TextEncoder  # takes seconds to load
 
-        return TextEncoder(spec)
+            network = TextEncoder(spec)
+        return network.state_dict()
 
 
 def _own_names(spec: Spec, state: State) -> State:
@@ -131,27 +136,26 @@ def _identify(path: Path, state: State) -> Identity:
     if kind in ("", "T5 decoder"):
         other = "the decoder of a T5" if kind else "no network of this product"
         return Identity("", reason=f"it is {variant_of(state) or other}; it holds {some(state)}")
-    networks = [
-        (presets, _network(spec), _own_names(spec, state))
-        for spec, presets in served_specs(kind).items()
-    ]
-    found = [misfits(network, own) for _, network, own in networks]
-    best = min(range(len(found)), key=lambda index: len(found[index]))
-    _, network, own = networks[best]
-    fitting = [presets for (presets, *_), found_ in zip(networks, found, strict=True) if not found_]
+    fitting: set[str] = set()
+    compared = []
+    for spec, presets in served_specs(kind).items():
+        own = _own_names(spec, state)
+        compared.append((misfits(_wanted(spec), own), spec, own))
+        fitting.update([] if compared[-1][0] else presets)
+    found, spec, own = min(compared, key=lambda one: len(one[0]))
     identity = Identity(
         title(kind, _shapes(own)),
         _naming(state),
         _notes(kind, path, state),
-        [name for name in PRESETS if any(name in presets for presets in fitting)],
+        [name for name in PRESETS if name in fitting],
     )
-    if found[best]:
-        wanted = network.state_dict()
+    if found:
+        wanted = _wanted(spec)
         return replace(
             identity,
             nearest=title(kind, _shapes(wanted)),
-            misfits=found[best],
-            reason=f"{'; '.join(found[best].problems)}; {likely_cause(wanted, own, found[best])}",
+            misfits=found,
+            reason=f"{'; '.join(found.problems)}; {likely_cause(wanted, own, found)}",
         )
     return _with_injected(identity, path, state, own) if kind == "denoiser" else identity
 
@@ -183,7 +187,7 @@ def _identify_adapter(path: Path) -> Identity:
     fitting: set[str] = set()
     reasons = []
     for spec, presets in served_specs("denoiser").items():
-        if problems := lora.misfits(_network(spec).state_dict(), pairs):
+        if problems := lora.misfits(_wanted(spec), pairs):
             reasons.append(f"{'; '.join(problems)}; it was trained on another network")
         else:
             fitting.update(presets)
