@@ -84,11 +84,11 @@ def check_fit(module: nn.Module, state: Weights, source: str) -> None:
 def likely_cause(wanted: Weights, state: Weights, found: Misfits) -> str:
     """Why weights may not fit, and what to do."""
     if state and all(key.startswith("net_ema.") for key in state):
-        return "it holds only averaged weights: load them with ema"
+        return "it holds only averaged weights: load them with ema (build --load-ema)"
     if kind_of(state) == "LoRA adapter":
-        return "it looks like a LoRA adapter: give it together with the checkpoint that it changes"
+        return "it looks like a LoRA adapter: give it together with the checkpoint that it changes (build --lora)"
     if any(".lora_" in key or ".base_layer." in key for key in state):
-        return "it holds LoRA weights beside the others: merge them first"
+        return "it holds LoRA weights beside the others: merge them first (build --dit-path does)"
     if variant := variant_of(state):
         return (
             f"it looks like {variant}, which isn't served; use the checkpoint that the preset names"

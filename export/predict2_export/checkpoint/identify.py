@@ -91,7 +91,8 @@ def served_specs(kind: Kind) -> dict[Spec, list[str]]:
 
 def _specs(kind: Kind, preset: Preset) -> Iterator[Spec]:
     if kind == "VAE":
-        yield preset.vae
+        if isinstance(preset.vae, VaeSpec):  # of a scripted one nothing is known but its file
+            yield preset.vae
     elif kind == "T5 encoder":
         yield preset.text_encoder
     elif kind == "denoiser":
@@ -221,7 +222,7 @@ def _notes(kind: Kind, path: Path, state: State) -> list[str]:
     notes = []
     averaged = sum(key.startswith("net_ema.") for key in state)
     if averaged == len(state):
-        notes.append("holds averaged weights only: load it with ema")
+        notes.append("holds averaged weights only: load it with ema (build --load-ema)")
     elif averaged:
         notes.append(f"holds averaged weights beside the others: {averaged} tensors")
     if kind == "denoiser" and "natten" in path.name:

@@ -13,8 +13,6 @@ from torch import nn
 from predict2_export.checkpoint.files import read_checkpoint
 from predict2_spec.errors import CheckpointError
 
-torch.set_num_threads(2)
-
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
     "b.weight": torch.tensor([1.5], dtype=torch.bfloat16),

@@ -144,7 +144,10 @@ def test_what_only_the_files_name_says_is_a_note(tmp_path, capsys, name, note):
 
 @pytest.mark.parametrize(
     ("prefixes", "note"),
-    [(("net.", "net_ema."), "beside the others: 127 tensors"), (("net_ema.",), "load it with ema")],
+    [
+        (("net.", "net_ema."), "beside the others: 127 tensors"),
+        (("net_ema.",), "load it with ema (build --load-ema)"),
+    ],
 )
 def test_averaged_weights_are_a_note(tmp_path, capsys, prefixes, note):
     state = {}
