@@ -20,6 +20,10 @@ class UnsafeError(Exception):
     """A pickle names what isn't in the table; what it would have done is unknown."""
 
 
+class OversizeError(Exception):
+    """There is more beside the tensors than names and shapes take."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """A run of bytes that tensors are views of."""
@@ -64,7 +68,7 @@ class LimitedFile:
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes."""
         if size > self.left:
-            raise ValueError(f"{size} bytes at once where {self.left} are plausible")
+            raise OversizeError(f"{size} bytes in one piece")
         data = self.file.read(size if size >= 0 else self.left)
         self.left -= len(data)
         return data

@@ -11,7 +11,15 @@ from typing import Any, BinaryIO
 
 from predict2_spec.errors import CheckpointError
 
-from .outline import LimitedFile, Storage, UnsafeError, View, outline
+from .outline import (
+    MAX_BYTES,
+    LimitedFile,
+    OversizeError,
+    Storage,
+    UnsafeError,
+    View,
+    outline,
+)
 from .stored import Place, StoredTensor, stored_at
 from .wording import damaged, some
 
@@ -55,6 +63,11 @@ def read_torch(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"{path} asks for more than plain tensors ({error!s:.80}), which could run code while it is "
             "read; save its tensors alone, as safetensors, where you trust the file"
+        ) from error
+    except OversizeError as error:
+        raise CheckpointError(
+            f"{path} has {error} beside its tensors, where {MAX_BYTES} would do: it's damaged, or holds "
+            "programs or pictures too; download it again, or save its tensors alone"
         ) from error
     except _DAMAGE as error:
         raise damaged(path, error) from error

@@ -283,6 +283,15 @@ def test_lengths_that_a_file_claims_take_no_memory(tmp_path, legacy, pickled):
     assert peak < 20 * 2**20  # 8 MiB is what a pickle may take
 
 
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_a_program_beside_the_tensors_is_refused(tmp_path, save):
+    save({"weight": torch.zeros(1), "decoder": bytes(2**23 + 1)}, tmp_path / "model.pt")
+    with pytest.raises(
+        CheckpointError, match=r"has \d+ bytes .* beside its tensors, where 8388608"
+    ):
+        read_checkpoint(tmp_path / "model.pt")
+
+
 def test_a_safetensors_header_that_claims_much_is_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 2**25) + b" " * 2**10)
     with pytest.raises(CheckpointError, match=r"header of 33554432 bytes"):
