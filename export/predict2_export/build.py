@@ -21,7 +21,7 @@ from predict2_spec.presets import Preset, Task
 
 from .layouts import located
 from .recipes import PostTrained, Recipe, recipes
-from .to_onnx import describe, hollow_graphs, write_onnx
+from .to_onnx import describe, write_onnx
 from .verify import Answer, answer, verify
 
 KIND = "onnxruntime"
@@ -29,7 +29,7 @@ _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxrunti
 Report = Callable[[str], None]  # is told one line of progress
 
 
-def build(
+def build(  # noqa: PLR0913  # the last five are the owner's choices, all with defaults
     preset: Preset,
     checkpoints: Path,
     templates: Path,
@@ -39,6 +39,7 @@ def build(
     only: str = "",
     device: str = "cpu",
     post_trained: Mapping[Task, PostTrained] | None = None,
+    trust_torchscript: bool = False,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -54,12 +55,19 @@ def build(
         only: build this stage's engine and leave the rest as it is.
         device: where the engines shall run, cpu or cuda.
         post_trained: denoisers' weights other than the preset's.
+        trust_torchscript: run the programs of checkpoints that are programs.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
         VerificationError: an engine's answers are not the torch module's; it isn't installed.
     """
-    found = recipes(located(preset, checkpoints), checkpoints, device, post_trained)
+    found = recipes(
+        located(preset, checkpoints),
+        checkpoints,
+        device,
+        post_trained,
+        trust_torchscript=trust_torchscript,
+    )
     todo = [recipe for recipe in found if only in ("", recipe.network)]
     for recipe in todo:
         recipe.check_lowerable()
@@ -126,7 +134,7 @@ def _copy_model(template: Path, folder: Path) -> None:
 
 def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
     weights = recipe.weights()
-    network, graphs = hollow_graphs(recipe.make, recipe.graphs)
+    network, graphs = recipe.lowerable()
     _check_disk(engine, network, len(graphs))
     written = {}
     for name, graph in graphs.items():

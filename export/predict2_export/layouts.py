@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import Preset
 
 # The only denoisers that are published in diffusers' layout too, by their original files.
@@ -20,7 +21,7 @@ def candidates(preset: Preset) -> dict[str, list[str]]:
     also = {
         "text_encoder_path": [f"{repo}/text_encoder" for repo in repos],
         "tokenizer_path": [f"{repo}/tokenizer/tokenizer.json" for repo in repos],
-        "vae_path": [f"{repo}/vae" for repo in repos],
+        "vae_path": [f"{repo}/vae" for repo in repos] if isinstance(preset.vae, VaeSpec) else [],
     }
     for field in ("text2image_path", "video2world_path"):
         path = getattr(preset, field)

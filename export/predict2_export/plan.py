@@ -15,6 +15,7 @@ from predict2_spec.video import LatentShape, VideoShape
 from .costs import (
     BF16_BYTES,
     FP32_BYTES,
+    Conv,
     DitFlops,
     decoder_convs,
     dit_activation_bytes,
@@ -34,6 +35,7 @@ from .gpus import Gpu
 
 STEPS = GenerationRequest.num_steps + 1  # the clean pass at the end is one more
 GUIDED_PASSES = 2  # a step asks with the prompt and without
+VAE_STAGES = (tensors.VAE_ENCODER, tensors.VAE_DECODER)
 VAE_GRAPHS = 2  # the first chunk and later ones, each with the weights
 # CUDA's contexts and libraries take some of the GPU in every process of a server.
 RESERVED_BYTES = 4 * 10**9
@@ -153,6 +155,7 @@ class Plan:
     work: tuple[Work, ...]
     memory: Memory
     host: Host
+    uncounted: tuple[str, ...]  # stages of which nothing is known before their file is there
 
     @property
     def flops(self) -> int:
@@ -214,6 +217,11 @@ def make_plan(
         tuple(works),
         _memory(works),
         host_needs(preset),
+        tuple(
+            stage.name
+            for stage in tensors.served_stages(preset)
+            if isinstance(preset.vae, nets.ScriptedVaeSpec) and stage in VAE_STAGES
+        ),
     )
 
 
@@ -239,6 +247,8 @@ def _stages(preset: Preset, size: Size, batch: int) -> list[Work]:
         pass_flops=prompts * text_encoder_flops(text),
     )
     denoise = _denoise(preset, size, batch)
+    if isinstance(preset.vae, nets.ScriptedVaeSpec):
+        return [encode_text, denoise]
     decode = _vae_work(tensors.VAE_DECODER, size.of, preset.vae, latent, batch)
     if picture:
         return [encode_text, denoise, decode]
@@ -270,7 +280,7 @@ def _denoise(preset: Preset, size: Size, batch: int) -> Work:
 def _vae_work(
     stage: tensors.Model, of: str, spec: nets.VaeSpec, latent: LatentShape, batch: int
 ) -> Work:
-    convs = list((encoder_convs if stage is tensors.VAE_ENCODER else decoder_convs)(spec))
+    convs = _vae_convs(stage, spec)
     return Work(
         stage=stage.name,
         of=of,
@@ -278,6 +288,13 @@ def _vae_work(
         activation_bytes=batch * vae_activation_bytes(convs, latent),
         pass_flops=batch * vae_flops(spec, convs, latent),
     )
+
+
+def _vae_convs(stage: tensors.Model, spec: nets.VaeSpec | nets.ScriptedVaeSpec) -> list[Conv]:
+    """The layers of a VAE's half; none of a scripted one, whose layers are in its file alone."""
+    if isinstance(spec, nets.ScriptedVaeSpec):
+        return []
+    return list((encoder_convs if stage is tensors.VAE_ENCODER else decoder_convs)(spec))
 
 
 def _memory(works: Iterable[Work]) -> Memory:
@@ -295,9 +312,8 @@ def _memory(works: Iterable[Work]) -> Memory:
 def host_needs(preset: Preset) -> Host:
     """Disk and host memory for fetching a preset, exporting it and building its engines."""
     dits = [dit for dit in (preset.text2image, preset.video2world) if dit]
-    vae = [vae_parameters(decoder_convs(preset.vae))]
-    if preset.video2world:
-        vae.append(vae_parameters(encoder_convs(preset.vae)))
+    stages = [stage for stage in tensors.served_stages(preset) if stage in VAE_STAGES]
+    vae = [vae_parameters(_vae_convs(stage, preset.vae)) for stage in stages]
     counts = [text_encoder_parameters(preset.text_encoder), *vae, *map(dit_parameters, dits)]
     in_graphs = sum(counts) + (VAE_GRAPHS - 1) * sum(vae)
     saved = sum(BF16_BYTES * dit_parameters(dit) - dit_fp8_bytes(dit) for dit in dits)
@@ -322,7 +338,7 @@ def checkpoint_bytes(preset: Preset, *, small_text_encoder: bool = False) -> int
     `small_text_encoder` takes. All of the toy is in fp16.
     """
     dits = sum(dit_parameters(dit) for dit in (preset.text2image, preset.video2world) if dit)
-    vae = vae_parameters([*encoder_convs(preset.vae), *decoder_convs(preset.vae)])
+    vae = sum(vae_parameters(_vae_convs(stage, preset.vae)) for stage in VAE_STAGES)
     text = text_encoder_parameters(preset.text_encoder)
     if preset.text_encoder is not nets.T5_11B:
         return BF16_BYTES * (dits + vae + text)

@@ -12,7 +12,13 @@ from torch.export import Dim
 
 from predict2_spec import tensors
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.networks import LATENT_CHANNELS, DitSpec, TextEncoderSpec
+from predict2_spec.networks import (
+    LATENT_CHANNELS,
+    DitSpec,
+    ScriptedVaeSpec,
+    TextEncoderSpec,
+    VaeSpec,
+)
 from predict2_spec.presets import Preset, Task
 from predict2_spec.video import PATCH
 
@@ -20,12 +26,15 @@ from .checkpoint.files import read_checkpoint
 from .checkpoint.fit import check_fit, load_strict
 from .checkpoint.lora import merge_injected, merge_lora, read_adapter
 from .checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
+from .checkpoint.scripted import check_trusted, read_scripted_decoder
 from .checkpoint.stored import StoredTensor
+from .networks import scripted_vae
 from .networks.dit import Dit
 from .networks.export_graph import ExportGraph
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
 from .networks.vae_graphs import export_graphs
+from .to_onnx import hollow_graphs
 from .verify import FLOAT32, Limits
 
 Graphs = dict[str, ExportGraph]
@@ -102,12 +111,48 @@ class Recipe:
         load_strict(module, weights, str(self.checkpoint))
         return module.eval().requires_grad_(False)
 
+    def lowerable(self) -> tuple[nn.Module, Graphs]:
+        """The network as it is traced, without storage, and its graphs."""
+        return hollow_graphs(self.make, self.graphs)
+
+
+@dataclass(frozen=True)
+class ScriptedRecipe(Recipe):
+    """An engine made from a program: the file holds the network itself, not weights for one of ours."""
+
+    trusted: bool = False  # to read the file is to run it
+
+    def check_lowerable(self) -> None:
+        """Refuse before any work a program that nobody vouched for.
+
+        Raises:
+            CheckpointError: it isn't trusted.
+        """
+        check_trusted(self.checkpoint, self.trusted)
+
+    def weights(self) -> dict[str, StoredTensor]:
+        """Nothing: the program has them."""
+        return {}
+
+    def module(self, weights: Weights) -> nn.Module:
+        """The program."""
+        return self.make()
+
+    def lowerable(self) -> tuple[nn.Module, Graphs]:
+        """The program as a graph of torch's, weights included, and what is traced of it."""
+        network = self.make()
+        assert isinstance(network, scripted_vae.ImageDecoder)
+        network = scripted_vae.lowerable(network, str(self.checkpoint))
+        return network, self.graphs(network)
+
 
 def recipes(
     preset: Preset,
     checkpoints: Path,
     device: str = "cpu",
     post_trained: Mapping[Task, PostTrained] | None = None,
+    *,
+    trust_torchscript: bool = False,
 ) -> list[Recipe]:
     """Every engine a preset needs, small ones first.
 
@@ -116,8 +161,9 @@ def recipes(
         checkpoints: folder with the files the preset names.
         device: where the engines shall run, cpu or cuda.
         post_trained: weights of text2image or video2world other than the preset's.
+        trust_torchscript: run the programs of checkpoints that are programs.
     """
-    vae, text = preset.vae, preset.text_encoder
+    text = preset.text_encoder
     found = [
         Recipe(
             tensors.TEXT_ENCODER.name,
@@ -128,17 +174,7 @@ def recipes(
             partial(_text_encoder_graphs, text),
             tokenizer=checkpoints / preset.tokenizer_path,
         ),
-        *(
-            Recipe(
-                name,
-                vae,
-                checkpoints / preset.vae_path,
-                partial(Vae, vae),
-                partial(vae_state_dict, spec=vae),
-                partial(_vae_graphs, name),
-            )
-            for name in (tensors.VAE_ENCODER.name, tensors.VAE_DECODER.name)
-        ),
+        *_vae_recipes(preset.vae, checkpoints / preset.vae_path, trust_torchscript),
         _dit_recipe(
             tensors.TEXT2IMAGE_DENOISER.name,
             preset.text2image,
@@ -152,6 +188,31 @@ def recipes(
         found = [_changed(r, other) if r.network == f"{task}_denoiser" else r for r in found]
     needed = {stage.name for stage in tensors.served_stages(preset)}
     return [replace(r, device=device) for r in found if r.network in needed]
+
+
+def _vae_recipes(spec: VaeSpec | ScriptedVaeSpec, checkpoint: Path, trusted: bool) -> list[Recipe]:
+    encoder, decoder = tensors.VAE_ENCODER.name, tensors.VAE_DECODER.name
+    if isinstance(spec, ScriptedVaeSpec):
+        make = partial(_scripted_decoder, checkpoint, trusted)
+        graphs = _scripted_graphs
+        return [ScriptedRecipe(decoder, spec, checkpoint, make, dict, graphs, trusted=trusted)]
+    rename = partial(vae_state_dict, spec=spec)
+    return [
+        Recipe(name, spec, checkpoint, partial(Vae, spec), rename, partial(_vae_graphs, name))
+        for name in (encoder, decoder)
+    ]
+
+
+def _scripted_decoder(checkpoint: Path, trusted: bool) -> nn.Module:
+    found = read_scripted_decoder(checkpoint, trusted=trusted)
+    return scripted_vae.scripted_image_decoder(
+        found.program, found.mean, found.std, str(checkpoint)
+    )
+
+
+def _scripted_graphs(module: nn.Module) -> Graphs:
+    # The name that a streaming decoder's first chunk has; nothing follows a picture.
+    return {"first": scripted_vae.export_graph(module, *EXAMPLE_PIXELS)}
 
 
 def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:

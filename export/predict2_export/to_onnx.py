@@ -30,7 +30,8 @@ _TOLD_EVERY = 2**30  # bytes of weights between two lines of progress
 
 def quiet_exporter() -> None:
     """Keep torch's notes about itself (torchvision is missing, an API will go) out of a command's progress."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "torch._export"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|onnxscript|copyreg")
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from predict2_spec.networks import TOY_VAE
 from predict2_spec.presets import TOY
 
 from .networks.dit import Dit
@@ -58,7 +59,7 @@ def toy_state_dicts(seed: int) -> dict[str, StateDict]:
     """Random float32 weights by the preset's paths, under the names that released files have."""
     assert TOY.video2world is not None
     text2image, video2world = Dit(TOY.text2image), Dit(TOY.video2world)
-    vae, text_encoder = Vae(TOY.vae), TextEncoder(TOY.text_encoder)
+    vae, text_encoder = Vae(TOY_VAE), TextEncoder(TOY.text_encoder)
     # A seed for each, so that a change to one network leaves the others' weights as they were.
     randomize(text2image, 4 * seed, _DIT_GAINS)
     randomize(video2world, 4 * seed + 1, _DIT_GAINS)

@@ -135,6 +135,14 @@ class VaeSpec:
 
 
 @dataclass(frozen=True)
+class ScriptedVaeSpec:
+    """An image tokenizer published as TorchScript: 8x8 in space, 16 channels, pictures only.
+
+    Its layers and the statistics of its latents are in its file and nowhere else.
+    """
+
+
+@dataclass(frozen=True)
 class TextEncoderSpec:
     """A T5 encoder (the original T5: ReLU, no gate)."""
 
@@ -172,6 +180,7 @@ DIT_14B_VIDEO2WORLD_SPARSE = replace(
     ),
 )  # fmt: skip
 WAN_VAE = VaeSpec(base_width=96)
+FAST_IMAGE_TOKENIZER = ScriptedVaeSpec()
 T5_11B = TextEncoderSpec(1024, 24, 128, 128, 65536, vocab_size=32128, num_tokens=512)
 
 DIT_TOY_TEXT2IMAGE = DitSpec(

@@ -26,13 +26,19 @@ class Preset:
     text_encoder: nets.TextEncoderSpec
     text_encoder_path: str
     tokenizer_path: str  # a `tokenizers` JSON file
-    vae: nets.VaeSpec
+    vae: nets.VaeSpec | nets.ScriptedVaeSpec
     vae_path: str
     text2image: nets.DitSpec
     text2image_path: str
     video2world: nets.DitSpec | None = None
     video2world_path: str = ""
     distilled: bool = False  # pictures take 1 to 4 steps, without guidance
+
+    def __post_init__(self) -> None:
+        if self.video2world and isinstance(self.vae, nets.ScriptedVaeSpec):
+            raise ValueError(
+                f"preset {self.name} makes clips and its image tokenizer decodes only pictures; give it a VaeSpec"
+            )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -146,6 +152,20 @@ IMAGE_0_6B_DISTILLED = replace(
     text2image_path=f"{_0_6B}/model_distilled.pt",
     distilled=True,
 )
+_FAST_TOKENIZER = f"{_0_6B}/tokenizer_fast/tokenizer.pth"
+IMAGE_0_6B_FAST = replace(
+    IMAGE_0_6B,
+    name="0.6b-fast",
+    vae=nets.FAST_IMAGE_TOKENIZER,
+    vae_path=_FAST_TOKENIZER,
+    text2image_path=f"{_0_6B}/model_fast_tokenizer.pt",
+)
+IMAGE_0_6B_FAST_DISTILLED = replace(
+    IMAGE_0_6B_FAST,
+    name="0.6b-fast-distilled",
+    text2image_path=f"{_0_6B}/model_fast_tokenizer_distilled.pt",
+    distilled=True,
+)
 
 
 def _released(
@@ -201,6 +221,8 @@ PRESETS: dict[str, Preset] = {
         TOY,
         IMAGE_0_6B,
         IMAGE_0_6B_DISTILLED,
+        IMAGE_0_6B_FAST,
+        IMAGE_0_6B_FAST_DISTILLED,
         *(
             _released(*dense, resolution, fps)
             for dense, _ in _SIZES

@@ -19,11 +19,15 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
 from predict2_export.recipes import PostTrained, recipes
 from predict2_spec.errors import CheckpointError
-from predict2_spec.networks import LATENT_CHANNELS
+from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
 from predict2_spec.presets import PRESETS, TOY
 from predict2_spec.tensors import served_stages
 
-RELEASED = [preset for preset in PRESETS.values() if preset is not TOY]
+RELEASED = [
+    preset
+    for preset in PRESETS.values()
+    if preset is not TOY and isinstance(preset.vae, VaeSpec)  # the others' file is a program
+]
 IN_DIFFUSERS_LAYOUT = [
     preset for preset in RELEASED if preset.video2world_path.endswith(ALSO_DIFFUSERS)
 ]

@@ -99,6 +99,15 @@ def test_distilled_pictures_take_four_unguided_passes():
     assert denoiser(distilled).step_flops == denoiser(plain).pass_flops
 
 
+def test_a_vae_that_only_its_file_knows_is_left_out_and_named():
+    wan, fast = (make_plan(find_preset(name), H200, "text2image") for name in ("0.6b", "0.6b-fast"))
+    assert wan.uncounted == ()
+    assert fast.uncounted == ("vae_decoder",)
+    assert [work for work in wan.work if work.stage != "vae_decoder"] == list(fast.work)
+    assert fast.host.checkpoints < wan.host.checkpoints
+    assert fast.memory.bf16 < wan.memory.bf16
+
+
 def test_batches_cost_work_and_working_memory_but_no_weights():
     preset = find_preset("2b-480p-16fps")
     one, three = (make_plan(preset, H200, "video2world", batch=batch) for batch in (1, 3))

@@ -59,6 +59,13 @@ def add_parser(commands: Any) -> None:
         help="what its training was given; by default what the adapter says, or else its rank",
     )
     parser.add_argument(
+        "--trust-torchscript",
+        "--trust_torchscript",
+        action="store_true",
+        help="run the program that a preset's image tokenizer is published as; "
+        "it can do on this machine whatever you can",
+    )
+    parser.add_argument(
         "--model-repository",
         type=Path,
         default=TEMPLATES,
@@ -128,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
         only=args.only,
         device=args.device,
         post_trained=post_trained,
+        trust_torchscript=args.trust_torchscript,
     )
     if args.only:
         report(f"{args.only} is installed in {output}")

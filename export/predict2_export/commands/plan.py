@@ -67,6 +67,10 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"{plan.preset}, {plan.task}, batch {plan.batch}, on one {plan.gpu.name}")
     for table in (_sizes, _networks, _work, _kinds, _memory, _host):
         console.print(table(plan))
+    if plan.uncounted:
+        console.print(
+            f"{', '.join(plan.uncounted)} isn't counted anywhere: its layers are in its file alone"
+        )
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.text_encoder import TextEncoder
 from predict2_export.networks.vae import Vae
 from predict2_export.toy import released_names, whole_file
+from predict2_spec.networks import TOY_VAE
 from predict2_spec.presets import TOY
 
 from .quality import Networks
@@ -41,8 +42,8 @@ def load_networks(folder: Path) -> Networks:
     """The preset's networks with the weights in a checkpoint folder, in float32."""
     spec = TOY.video2world
     assert spec is not None
-    vae = Vae(TOY.vae)
-    _load(vae, vae_state_dict(read_checkpoint(folder / TOY.vae_path), TOY.vae))
+    vae = Vae(TOY_VAE)
+    _load(vae, vae_state_dict(read_checkpoint(folder / TOY.vae_path), TOY_VAE))
     text_encoder = TextEncoder(TOY.text_encoder)
     _load(text_encoder, text_encoder_state_dict(read_checkpoint(folder / TOY.text_encoder_path)))
     dits = []

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
+from predict2_spec.networks import TOY_VAE
 from predict2_spec.presets import TOY
 
 from .checkpoint import save_networks
@@ -39,7 +40,7 @@ def _vae(stage: Stage) -> None:
 
 def folded_vae(state: Path) -> Vae:
     """The VAE of a finished stage, with latents of mean 0 and deviation 1."""
-    vae = Vae(TOY.vae)
+    vae = Vae(TOY_VAE)
     vae.load_state_dict(torch.load(state / FOLDED, weights_only=True))
     return vae.eval().requires_grad_(False)
 
@@ -57,7 +58,7 @@ def export(stage: Stage) -> None:
     spec, state = TOY.video2world, stage.folder
     assert spec is not None
     decoder = Stage("decoder", state, 0)
-    vae = trained(decoder, Vae(TOY.vae)) if decoder.path.is_file() else folded_vae(state)
+    vae = trained(decoder, Vae(TOY_VAE)) if decoder.path.is_file() else folded_vae(state)
     networks = Networks(
         vae,
         trained_text(Stage("text", state, 0)),

@@ -16,8 +16,7 @@ from predict2_export.networks.vae import (
     Upsample,
     Vae,
 )
-from predict2_spec.networks import LATENT_CHANNELS
-from predict2_spec.presets import TOY
+from predict2_spec.networks import LATENT_CHANNELS, TOY_VAE
 
 from .fit import Stage, fit
 from .muon import Muon
@@ -142,7 +141,7 @@ def _error(made: Tensor, frames: Tensor) -> Tensor:
 
 def train_vae(stage: Stage) -> Vae:
     """Train encoder and decoder together."""
-    vae = Vae(TOY.vae)
+    vae = Vae(TOY_VAE)
     initialise(vae)
     rng = np.random.default_rng()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two VAE stages: frames to latents and back, streamed chunk by chunk through explicit caches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ def _stream(
             if key.startswith(_CACHE_OUT)
         }
         yield outputs
+
+
+def _no_more(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    raise InvalidRequestError(
+        "latents of a clip were sent and this server's vae_decoder decodes pictures only; send one latent frame"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class VaeDecoder:
     def open(cls, folder: Path, preset: Preset) -> "VaeDecoder":
         """The stage whose engine is installed in `folder`."""
         graphs = open_engine(folder, VAE_DECODER.name).graphs
-        return cls(preset, graphs["first"], graphs["next"])
+        return cls(preset, graphs["first"], graphs.get("next", _no_more))  # images have one graph
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3].

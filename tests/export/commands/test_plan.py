@@ -57,6 +57,12 @@ def test_what_does_not_fit_is_said(capsys):
     assert row(text, "bf16")[-2:] == ["doesn't", "fit"]
 
 
+def test_what_is_not_counted_is_said(capsys):
+    sentence = "vae_decoder isn't counted anywhere"
+    assert sentence in planned(capsys, "0.6b-fast-distilled")
+    assert sentence not in planned(capsys, "0.6b")
+
+
 def test_json_holds_plain_numbers(capsys):
     arguments = ("2b-480p-10fps", "--gpu", "b200", "--aspect-ratio", "1:1", "--num-frames", "5")
     plan = json.loads(planned(capsys, *arguments, "--batch", "2", "--json"))
