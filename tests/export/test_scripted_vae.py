@@ -7,6 +7,7 @@ The reference is the module that was traced, run by torch in float32; nothing he
 import io
 import os
 import warnings
+import zipfile
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,8 @@ class Wavelets(nn.Module):
         channels = x.shape[1] // 4
         kernels = torch.einsum("ai,bj->abij", self.signs, self.signs).reshape(4, 1, 2, 2)
         kernels = kernels.repeat(channels, 1, 1, 1).to(dtype=x.dtype)
-        return F.conv_transpose2d(x, kernels / 2, stride=2, groups=channels)
+        halves = torch.full((1,), 0.5, dtype=x.dtype, device=x.device)
+        return F.conv_transpose2d(x, kernels * halves, stride=2, groups=channels)
 
 
 class Decoder(nn.Module):
@@ -216,6 +218,25 @@ def test_a_program_computes_in_float32_whatever_it_was_traced_in(tmp_path, dtype
     frames, expected = widened(latents).numpy(), decoded(module, latents)
     # The same operations in the same dtype; the interpreter may fuse a few.
     np.testing.assert_allclose(frames, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_program_runs_here_wherever_it_was_traced(tmp_path, program, content):
+    # What a trace on a GPU differs in, beside the place of its weights: the device of tensors it makes.
+    elsewhere = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content["decoder"])) as old,
+        zipfile.ZipFile(elsewhere, "w") as new,
+    ):
+        code = {entry.filename: old.read(entry) for entry in old.infolist()}
+        assert sum(text.count(b'torch.device("cpu")') for text in code.values()) > 0
+        for name, text in code.items():
+            new.writestr(name, text.replace(b'torch.device("cpu")', b'torch.device("cuda:0")'))
+    path = written(tmp_path, {**content, "decoder": elsewhere.getvalue()})
+    found = read_scripted_decoder(path, trusted=True)
+    decoder = scripted_image_decoder(found.program, found.mean, found.std, str(path))
+    latents = torch.randn(1, 16, 1, 3, 5)
+    expected = decoded(program[1], latents)
+    np.testing.assert_allclose(decoder(latents), expected, rtol=0, atol=2e-5 * expected.max())
 
 
 class Trap:

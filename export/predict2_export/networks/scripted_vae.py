@@ -54,7 +54,7 @@ def scripted_image_decoder(
     Raises:
         CheckpointError: the program can't run on this machine or is no decoder.
     """
-    widen(program)
+    retarget(program)
     rows, columns = 2, 3
     latents = torch.zeros(1, LATENT_CHANNELS, 1, rows, columns)
     expected = (1, IMAGE_CHANNELS, 1, SPATIAL_STRIDE * rows, SPATIAL_STRIDE * columns)
@@ -74,20 +74,21 @@ def scripted_image_decoder(
     return decoder
 
 
-def widen(program: ScriptModule) -> None:
-    """Make a program compute in float32, whatever it was saved in.
+def retarget(program: ScriptModule) -> None:
+    """Make a program compute in float32 on the CPU, whatever it was traced in and wherever.
 
-    A traced program has the dtype of its trace in every cast, beside that of its weights.
+    Weights follow `float` and `map_location`. But a trace writes its dtype into every cast and its
+    device into every tensor it makes, and those stay.
     """
     program.float()
     graph: Any = program.graph
     torch._C._jit_pass_inline(graph)
     for node in list(_nodes(graph)):
-        for position in _dtype_arguments(node):
-            value = list(node.inputs())[position]
-            if value.node().kind() == "prim::Constant" and value.toIValue() in (_HALF, _BFLOAT16):
+        for position, name in enumerate(_argument_names(node)):
+            new = _replacement(name, list(node.inputs())[position])
+            if new is not None:
                 graph.setInsertPoint(node)
-                node.replaceInput(position, graph.insertConstant(_FLOAT))
+                node.replaceInput(position, graph.insertConstant(new))
 
 
 def _nodes(block: Any) -> Iterator[Any]:
@@ -97,11 +98,20 @@ def _nodes(block: Any) -> Iterator[Any]:
             yield from _nodes(inner)
 
 
-def _dtype_arguments(node: Any) -> list[int]:
+def _argument_names(node: Any) -> list[str]:
     if not node.kind().startswith("aten::"):
         return []
-    arguments = torch._C.parse_schema(node.schema()).arguments
-    return [position for position, argument in enumerate(arguments) if argument.name == "dtype"]
+    return [argument.name for argument in torch._C.parse_schema(node.schema()).arguments]
+
+
+def _replacement(name: str, value: Any) -> int | torch.device | None:
+    """What a constant argument should be instead."""
+    if name not in ("dtype", "device") or value.node().kind() != "prim::Constant":
+        return None
+    constant = value.toIValue()
+    if name == "device":
+        return None if constant is None else torch.device("cpu")
+    return _FLOAT if constant in (_HALF, _BFLOAT16) else None
 
 
 def lowerable(decoder: ImageDecoder, source: str) -> ImageDecoder:
