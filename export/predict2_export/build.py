@@ -29,7 +29,7 @@ _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxrunti
 Report = Callable[[str], None]  # is told one line of progress
 
 
-def build(  # noqa: PLR0913  # the last five are the owner's choices, all with defaults
+def build(  # noqa: PLR0913  # the last four are the owner's choices, with defaults
     preset: Preset,
     checkpoints: Path,
     templates: Path,
