@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the toy's weights do what prompts say, on looks that training never showed.
+"""How well the toy's weights do what prompts say that training never showed.
 
 python -m benchmarks.quality.bench_quality --checkpoints FOLDER --samples 200 --output output/quality
 """
@@ -21,6 +21,7 @@ from predict2_export.toyworld.checkpoint import load_networks
 from predict2_export.toyworld.plots import contact_sheet
 from predict2_export.toyworld.quality import (
     ATTRIBUTES,
+    OF_CLIPS,
     Result,
     judge_text2image,
     judge_text2world,
@@ -28,8 +29,10 @@ from predict2_export.toyworld.quality import (
     judge_video2world,
     table,
 )
-from predict2_export.toyworld.scene import plain_caption
+from predict2_export.toyworld.scene import Split, plain_caption
 
+# Prompts whose words were trained with other companions, and looks that training never showed at all.
+SPLITS: tuple[Split, ...] = ("held-out", "unseen")
 SHOWN = 12  # samples of a task on the page
 FRAMES = (0, 3, 6, 9, 12)
 
@@ -44,13 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     networks = load_networks(args.checkpoints)
     began = time.monotonic()
-    vae, ratios = judge_vae(networks.vae, args.samples)
-    results = [vae]
-    for judge in (judge_text2image, judge_video2world, judge_text2world):
-        results.append(judge(networks, args.samples))
-        print(f"{time.monotonic() - began:.0f} s: {results[-1].task} is judged", flush=True)
-    values = _values(results)
-    values["vae_psnr_db"] = round(statistics.mean(ratios), 2)
+    values: dict[str, object] = {"samples": args.samples}
+    results: list[Result] = []
+    for split in SPLITS:
+        vae, ratios = judge_vae(networks.vae, args.samples, split=split)
+        judged = [vae]
+        for judge in (judge_text2image, judge_video2world, judge_text2world):
+            judged.append(judge(networks, args.samples, split=split))
+            told = (
+                f"{time.monotonic() - began:.0f} s: {judged[-1].task} is judged on {split} prompts"
+            )
+            print(told, flush=True)
+        ending = "" if split == "held-out" else f"_{split}"
+        found = {**_values(judged), "vae_psnr_db": round(statistics.mean(ratios), 2)}
+        values |= {f"{name}{ending}": value for name, value in found.items()}
+        results += judged
     print(table(results))
     record("quality.toy", " ".join(["python -m benchmarks.quality.bench_quality", *sys.argv[1:]]), values)  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
@@ -60,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _values(results: Sequence[Result]) -> dict[str, object]:
-    values: dict[str, object] = {"samples": len(results[0].scenes)}
+    values: dict[str, object] = {}
     for result in results:
         for attribute in ATTRIBUTES:
+            if attribute in OF_CLIPS and len(result.clips[0]) == 1:
+                continue
             good, count, _, _ = result.rate(attribute)
             values[f"{result.task}_{attribute}"] = round(good / count, 4)
         if result.given_psnr:
@@ -76,7 +89,7 @@ def _page(results: Sequence[Result], values: dict[str, object]) -> str:
     parts.append("<style>body{font-family:sans-serif;margin:2em}img{image-rendering:pixelated}</style>")  # fmt: skip
     parts.append(f"<h1>Toy world quality</h1><pre>{table(results)}</pre><pre>{values}</pre>")
     for result in results:
-        parts.append(f"<h2>{result.task}</h2>")
+        parts.append(f"<h2>{result.task}, {result.split} prompts</h2>")
         step = max(len(result.scenes) // SHOWN, 1)
         for index in range(0, len(result.scenes), step):
             verdict = "agrees" if result.agreements[index].all else "differs"

@@ -29,7 +29,7 @@ _DROPPED = (
 )
 # Guidance multiplies whatever the prompt changes, errors included. So, once the network knows the
 # world, what it makes at the guidance of a default request is trained for as well.
-_GUIDED_FROM = 0.65  # of the stage
+_GUIDED_FROM = 0.55  # of the stage
 _GUIDED_WEIGHT = 0.1
 _TWO_FRAMES = 0.3  # of the clips give two latent frames, the others one
 

@@ -4,10 +4,12 @@
 A frame is read by explanation: the background is what the border shows, the actor's pixels are those that
 differ from it, and each shape's silhouette of the same area and centre is laid over them. The best one
 must overlap nearly all of them, so a melted shape, a second actor or a blank picture has no shape.
+A clip has a shape when its silhouette is the best in every frame, melts in none and fits on average as well as
+a picture's must: half a pixel on one frame's edge isn't a fault, an actor that loses its form is.
 A clip has a motion when the actor keeps its look and goes a plausible step in every frame.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ _CONTRAST = 40.0  # RGB distance from the background that makes a pixel the acto
 _MIN_AREA = 60.0  # pixels
 _OVERLAP = 0.86  # of the silhouette and the actor's pixels: intersection over union
 _CLEAR = 0.03  # by how much the best silhouette beats the next, at least
+_MELTED = 0.8  # overlap under which a frame of a clip has lost the shape
 _MAX_STEP = 4.5  # pixels between two frames; the actor's own speed is 2
 _BACKWARDS = 1.5  # pixels a frame against or across the motion, at most
 _STILL = 3.0  # pixels from the first place, at most, of an actor that stays
@@ -40,7 +43,7 @@ class FrameReading:
     x: float  # the actor's centre in pixels; NaN without one
     y: float
     area: float  # pixels
-    overlap: float  # of the best silhouette, 0..1
+    overlaps: Mapping[str, float]  # of every shape's silhouette, 0..1; empty without an actor
 
     @property
     def look(self) -> tuple[str, str, str]:
@@ -53,13 +56,16 @@ class ClipReading:
     """What a clip shows."""
 
     frames: tuple[FrameReading, ...]
+    shape: str  # of all frames; empty where one has lost it
     path: str  # the motion of whatever is there, whole or melted: one of MOTIONS, or empty
-    steady: bool  # every frame shows the first one's look
+    steady: bool  # every frame shows the first one's colour and background
 
     @property
     def motion(self) -> str:
         """The path of an actor that keeps its look throughout; else empty."""
-        return self.path if self.steady and "" not in self.frames[0].look else ""
+        first = self.frames[0]
+        whole = self.steady and first.colour and first.background and self.shape
+        return self.path if whole else ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Agreement:
     colour: bool
     shape: bool
     background: bool
+    first: bool  # the first frame's colour, shape and background
     path: bool  # the actor's centre goes where it should, in every frame; True for a picture
     motion: bool  # so it does, and the actor keeps its look
 
@@ -90,7 +97,7 @@ def read_frame(picture: NDArray[np.uint8]) -> FrameReading:
     background = _nearest(back, BACKGROUNDS)
     contrast = np.linalg.norm(pixels - back, axis=-1)
     if (contrast > _CONTRAST).sum() < _MIN_AREA:
-        return FrameReading("", "", background, float("nan"), float("nan"), 0.0, 0.0)
+        return FrameReading("", "", background, float("nan"), float("nan"), 0.0, {})
     front = np.median(pixels[_core(contrast > _CONTRAST)], axis=0)
     colour = _nearest(front, COLOURS)
     # How far along the line from background to actor each pixel is: its coverage.
@@ -101,25 +108,40 @@ def read_frame(picture: NDArray[np.uint8]) -> FrameReading:
     rows, columns = np.nonzero(mask)
     x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
     overlaps = {s: _overlap(mask, _silhouette(s, x, y, area, mask.shape)) for s in SHAPES}
+    return FrameReading(colour, _fitting(overlaps), background, x, y, area, overlaps)
+
+
+def _fitting(overlaps: Mapping[str, float]) -> str:
+    """The shape whose silhouette fits well and clearly best, or nothing."""
     best, following = sorted(overlaps, key=overlaps.__getitem__, reverse=True)[:2]
-    fits = overlaps[best] >= max(_OVERLAP, overlaps[following] + _CLEAR)
-    return FrameReading(colour, best if fits else "", background, x, y, area, overlaps[best])
+    return best if overlaps[best] >= max(_OVERLAP, overlaps[following] + _CLEAR) else ""
+
+
+def _shape_throughout(readings: Sequence[FrameReading]) -> str:
+    """The shape that fits on average and is the best in every frame, melted in none; or nothing."""
+    if not all(reading.overlaps for reading in readings):
+        return ""
+    shape = _fitting({s: float(np.mean([r.overlaps[s] for r in readings])) for s in SHAPES})
+    kept = all(r.overlaps[shape] >= max(_MELTED, *r.overlaps.values()) for r in readings if shape)
+    return shape if kept else ""
 
 
 def read_clip(frames: Frames) -> ClipReading:
     """Read a clip, UINT8 [F, H, W, 3]."""
     readings = tuple(read_frame(frame) for frame in frames)
-    steady = all(reading.look == readings[0].look for reading in readings)
+    plain = [(reading.colour, reading.background) for reading in readings]
+    steady = all(words == plain[0] for words in plain)
     places = np.array([(reading.x, reading.y) for reading in readings])
-    return ClipReading(readings, _motion(places), steady)
+    return ClipReading(readings, _shape_throughout(readings), _motion(places), steady)
 
 
 def agreement(frames: Frames, scene: Scene) -> Agreement:
     """Compare a clip, or a picture as a clip of one frame, with what was asked for."""
     reading = read_clip(frames)
     return Agreement(
+        first=reading.frames[0].look == scene.look,
         colour=all(frame.colour == scene.colour for frame in reading.frames),
-        shape=all(frame.shape == scene.shape for frame in reading.frames),
+        shape=reading.shape == scene.shape,
         background=all(frame.background == scene.background for frame in reading.frames),
         path=len(frames) == 1 or reading.path == scene.motion,
         motion=len(frames) == 1 or reading.motion == scene.motion,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the toy's networks do what prompts say, on looks that no training scene had."""
+"""How well the toy's networks do what prompts say that they weren't trained with."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,12 @@ from predict2_spec.video import TOY_SIZES, VideoShape
 
 from .judge import Agreement, agreement
 from .sampling import decode, encode, generate
-from .scene import HELD_OUT, MOTIONS, NUM_FRAMES, Scene, Split, draw, plain_caption, random_scene
+from .scene import MOTIONS, NUM_FRAMES, Scene, Split, draw, plain_caption, random_scene
 from .text import embed
 from .tokenizer import word_tokenizer
 
-ATTRIBUTES = ("colour", "shape", "background", "look", "path", "motion", "all")
+ATTRIBUTES = ("colour", "shape", "background", "look", "first", "path", "motion", "all")
+OF_CLIPS = ("first", "path", "motion")
 TEXT2IMAGE_GUIDANCE, CLIP_GUIDANCE = 4.0, 7.0  # what requests have by default
 BATCH = 25
 _SIZES = ("16:9", "16:9", "1:1", "9:16", "4:3", "3:4")  # two of six in the default size
@@ -47,6 +48,7 @@ class Result:
     """Judged samples of one task."""
 
     task: str
+    split: Split = "held-out"
     scenes: list[Scene] = field(default_factory=list)
     clips: list[NDArray[np.uint8]] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
@@ -96,7 +98,7 @@ def judge_text2image(
     networks: Networks, count: int, seed: int = 0, guidance: float = TEXT2IMAGE_GUIDANCE, split: Split = "held-out"
 ) -> Result:  # fmt: skip
     """Pictures from captions alone; the unconditional branch sees zeros, as for an empty negative prompt."""
-    result = Result("text2image")
+    result = Result("text2image", split)
     for size, scenes in prompted_scenes(count, seed, split):
         seeds = range(len(result.scenes), len(result.scenes) + len(scenes))
         latents = _pictures(networks, scenes, size, seeds, guidance, torch.zeros(1))
@@ -113,7 +115,7 @@ def judge_video2world(
     given: int = 1,
 ) -> Result:
     """Clips that go on from the first `given` frames of rendered scenes."""
-    result = Result("video2world")
+    result = Result("video2world", split)
     for size, scenes in prompted_scenes(count, seed, split):
         width, height = TOY_SIZES[size]
         truth = np.stack([draw(scene, width, height, given) for scene in scenes])
@@ -135,7 +137,7 @@ def judge_text2world(
     split: Split = "held-out",
 ) -> Result:
     """Clips from captions alone: a picture first, decoded to bytes, then a clip that goes on from it."""
-    result = Result("text2world")
+    result = Result("text2world", split)
     negative = networks.embed([DEFAULT_NEGATIVE_PROMPT])[0]
     for size, scenes in prompted_scenes(count, seed, split):
         seeds = range(len(result.scenes), len(result.scenes) + len(scenes))
@@ -198,10 +200,12 @@ def similarity(made: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     return float((light * (2 * both + high) / (var_x + var_y + high)).mean())
 
 
-def judge_vae(vae: Vae, count: int, seed: int = 0) -> tuple[Result, list[float]]:
-    """Reconstructions of held-out clips: what the judge says, and each clip's PSNR in decibels."""
-    result, ratios = Result("vae"), []
-    for size, scenes in prompted_scenes(count, seed):
+def judge_vae(
+    vae: Vae, count: int, seed: int = 0, split: Split = "held-out"
+) -> tuple[Result, list[float]]:
+    """Reconstructions of clips: what the judge says, and each clip's PSNR in decibels."""
+    result, ratios = Result("vae", split), []
+    for size, scenes in prompted_scenes(count, seed, split):
         truth = np.stack([draw(scene, *TOY_SIZES[size]) for scene in scenes])
         made = decode(vae, encode(vae, truth))
         ratios += [decibels(*pair) for pair in zip(made, truth, strict=True)]
@@ -211,17 +215,16 @@ def judge_vae(vae: Vae, count: int, seed: int = 0) -> tuple[Result, list[float]]
 
 def table(results: Sequence[Result]) -> str:
     """Agreement of each attribute with its 95 % interval, as a Markdown table."""
-    lines = [f"| task | n | {' | '.join(ATTRIBUTES)} |", "| --- " * (len(ATTRIBUTES) + 2) + "|"]
+    head = ("task", "prompts", "n", *ATTRIBUTES)
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for result in results:
         cells = []
         for attribute in ATTRIBUTES:
-            if attribute in ("path", "motion") and len(result.clips[0]) == 1:
+            if attribute in OF_CLIPS and len(result.clips[0]) == 1:
                 cells.append("")  # a picture has none
                 continue
             good, count, low, high = result.rate(attribute)
             cells.append(f"{100 * good / count:.1f} % ({100 * low:.0f} to {100 * high:.0f})")
-        lines.append(f"| {result.task} | {len(result.scenes)} | {' | '.join(cells)} |")
+        row = (result.task, result.split, str(len(result.scenes)), *cells)
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
-
-
-assert len(HELD_OUT) == 6

@@ -2,13 +2,14 @@
 """The toy world: one coloured shape that moves over a plain background, with a caption that says so.
 
 A scene is a look (colour, shape, background), a motion, a place and a size. The actor moves `SPEED`
-pixels a frame and never leaves the picture. Six of the 54 looks are held out: no training clip has one,
-with any motion, so a network that draws them has understood the words one by one.
+pixels a frame and never leaves the picture. Two kinds of scenes are kept from training. Six of the 54 looks
+are unseen: no training clip has one, with any motion. Of every other look one motion is held out: what is asked
+for in these words was never trained, though each word was, beside most others.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Literal
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]  # [F, H, W, RGB]
 Rgb = tuple[float, float, float]  # 0..255
-Split = Literal["train", "held-out"]
+Split = Literal["train", "held-out", "unseen"]
 
 COLOURS: Mapping[str, Rgb] = {
     "red": (220, 40, 40),
@@ -39,19 +40,19 @@ MOTIONS: Mapping[str, tuple[int, int]] = {  # direction along x and y; y grows d
 NUM_FRAMES = 13
 # A latent cell is 8 pixels and a latent frame 4 frames: at this speed the actor moves one for one.
 SPEED = 2.0  # pixels a frame
-MARGIN = 1.0  # pixels between the actor and the picture's edge, at least
-GRID = (
-    4  # the actor's centre starts on multiples of it, in pixels; so few places are quickly learnt
-)
+MARGIN = 0.75  # pixels between the actor and the picture's edge, at least
+# The actor starts in the middle of a latent cell, or of a patch of the denoisers where it has the room: every
+# shape comes in few positions to its patch, so few that a small network learns them in an hour.
+CELL, PATCH = 8, 16  # pixels
 # Half the width of a square, by the picture's shorter side; the other shapes look about as large.
-RADII: Mapping[int, float] = {48: 9.0, 64: 11.0}
-# From the centre of mass to the farthest point sideways, up and down, in radii.
-_REACH = {"circle": (1.1, 1.1, 1.1), "square": (1.0, 1.0, 1.0), "triangle": (1.18, 1.36, 0.68)}
+RADII: Mapping[int, float] = {48: 9.5, 64: 14.0}
+# From the centre of the shape's box to its sides and to its top, in radii.
+_REACH = {"circle": (1.1, 1.1), "square": (1.0, 1.0), "triangle": (1.18, 1.02)}
 
 Look = tuple[str, str, str]  # colour, shape, background
 LOOKS: tuple[Look, ...] = tuple(product(COLOURS, SHAPES, BACKGROUNDS))
 # One of each colour, two of each shape and of each background.
-HELD_OUT: frozenset[Look] = frozenset(
+UNSEEN: frozenset[Look] = frozenset(
     (colour, SHAPES[i % 3], tuple(BACKGROUNDS)[(i // 3 + i) % 3])
     for i, colour in enumerate(COLOURS)
 )
@@ -80,13 +81,31 @@ class Scene:
         return self.x + dx * SPEED * frame, self.y + dy * SPEED * frame
 
 
-def looks(split: Split) -> tuple[Look, ...]:
-    """The looks of a split."""
-    return tuple(look for look in LOOKS if (look in HELD_OUT) == (split == "held-out"))
+@cache
+def combinations(split: Split, motion: str = "") -> tuple[tuple[Look, str], ...]:
+    """The looks and motions of a split; with `motion` given those with that one."""
+    names = tuple(MOTIONS)
+
+    def split_of(index: int, name: str) -> Split:
+        if LOOKS[index] in UNSEEN:
+            return "unseen"
+        return "held-out" if names[index % len(names)] == name else "train"
+
+    return tuple(
+        (look, name)
+        for index, look in enumerate(LOOKS)
+        for name in names
+        if split_of(index, name) == split and motion in ("", name)
+    )
 
 
 def random_scene(
-    rng: np.random.Generator, width: int, height: int, split: Split = "train", motion: str = ""
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    split: Split = "train",
+    motion: str = "",
+    places: Sequence[int] = (PATCH, CELL),
 ) -> Scene:
     """A scene whose actor has room for its whole way in a picture of width x height pixels.
 
@@ -94,28 +113,28 @@ def random_scene(
         rng: the only source of chance.
         width: pixels.
         height: pixels.
-        split: which looks to draw from.
+        split: which looks and motions to draw from.
         motion: one of MOTIONS; empty for any.
+        places: the actor starts in the middle of squares of that many pixels, the first that leave it room.
     """
-    choices = looks(split)
-    colour, shape, background = choices[rng.integers(len(choices))]
-    motion = motion or tuple(MOTIONS)[rng.integers(len(MOTIONS))]
+    choices = combinations(split, motion)
+    (colour, shape, background), motion = choices[rng.integers(len(choices))]
     radius = RADII[64 if min(width, height) >= 64 else 48]
     way = SPEED * (NUM_FRAMES - 1)
-    across, up, down = (radius * part + MARGIN for part in _REACH[shape])
 
-    def start(size: int, direction: int, before: float, after: float) -> float:
-        low = before + way * (direction < 0)
-        high = size - after - way * (direction > 0)
-        return float(GRID * rng.integers(math.ceil(low / GRID), math.floor(high / GRID) + 1))
+    def start(size: int, direction: int, reach: float) -> float:
+        low = radius * reach + MARGIN + way * (direction < 0)
+        high = size - radius * reach - MARGIN - way * (direction > 0)
+        middles = (np.arange(side / 2, size, side) for side in places)
+        fitting = (at[(low <= at) & (at <= high)] for at in middles)
+        return float(rng.choice(next(at for at in fitting if len(at))))
 
-    dx, dy = MOTIONS[motion]
-    x, y = start(width, dx, across, across), start(height, dy, up, down)
+    x, y = map(start, (width, height), MOTIONS[motion], _REACH[shape])
     return Scene(colour, shape, background, motion, x, y, radius)
 
 
 def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int]) -> NDArray[np.float32]:  # fmt: skip
-    """How much of each pixel the shape covers, 0..1, [H, W]; its centre of mass is at (x, y)."""
+    """How much of each pixel the shape covers, 0..1, [H, W]; its box is centred at (x, y)."""
     height, width = size
     columns, rows = np.arange(width) + 0.5 - x, np.arange(height)[:, None] + 0.5 - y
     if shape == "circle":
@@ -124,6 +143,7 @@ def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int
         inside = radius - np.maximum(np.abs(columns), np.abs(rows))
     else:  # equilateral, its tip up: all three sides are `inner` from the centre of mass
         inner = 0.68 * radius
+        rows = rows - inner / 2
         sides = (rows, columns * 0.75**0.5 - rows / 2, -columns * 0.75**0.5 - rows / 2)
         inside = inner - np.maximum(np.maximum(sides[0], sides[1]), sides[2])
     return (inside + 0.5).clip(0, 1).astype(np.float32)  # a soft edge, one pixel wide

@@ -20,7 +20,7 @@ from predict2_spec.networks import LATENT_CHANNELS, TOY_VAE
 
 from .fit import Stage, fit
 from .muon import Muon
-from .scene import NUM_FRAMES, Frames, draw, random_scene
+from .scene import CELL, NUM_FRAMES, Frames, draw, random_scene
 
 KL_WEIGHT = 5e-4  # a nat of an average latent element against an error of 1 of an average pixel
 LATENT_NOISE = 0.3  # of the decoder's own stage, at most, in deviations of a channel
@@ -107,7 +107,7 @@ def random_clips(
     width, height = _SIZES[rng.choice(len(_SIZES), p=_SIZE_CHANCES)]
     parts = []
     for _ in range(count):
-        scene = random_scene(rng, width, height)
+        scene = random_scene(rng, width, height, places=(CELL,))
         start = int(rng.integers(NUM_FRAMES - frames + 1))
         scene = replace(scene, x=scene.centre(start)[0], y=scene.centre(start)[1])
         palette = None

@@ -5,21 +5,22 @@ import pytest
 from predict2_export.toyworld.scene import (
     BACKGROUNDS,
     COLOURS,
-    HELD_OUT,
     LOOKS,
     MOTIONS,
     NUM_FRAMES,
     SHAPES,
+    UNSEEN,
     Scene,
     caption,
+    combinations,
     draw,
-    looks,
     plain_caption,
     random_scene,
     vocabulary,
 )
 from predict2_spec.presets import TOY
 
+SPLITS = ("train", "held-out", "unseen")
 SIZES = sorted(set(TOY.video_sizes.values()))
 
 
@@ -34,17 +35,27 @@ def test_equal_seeds_give_equal_scenes_and_captions():
     assert captions[0] == captions[1]
 
 
-def test_splits_share_no_look_and_cover_all():
-    assert set(looks("train")) | set(looks("held-out")) == set(LOOKS)
-    assert not set(looks("train")) & set(looks("held-out"))
-    assert {s.look for s in scenes(0, 600)} == set(LOOKS) - HELD_OUT
-    assert {s.look for s in scenes(0, 100, "held-out")} == HELD_OUT
+def test_splits_share_nothing_and_cover_all():
+    splits = [set(combinations(split)) for split in SPLITS]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == len(LOOKS) * len(MOTIONS)
+    assert {look for look, _ in combinations("unseen")} == UNSEEN
+    # Every look that isn't unseen was trained with all motions but one.
+    for look in set(LOOKS) - UNSEEN:
+        assert len([motion for seen, motion in combinations("train") if seen == look]) == 4
 
 
-@pytest.mark.parametrize(("position", "names"), [(0, COLOURS), (1, SHAPES), (2, BACKGROUNDS)])
-def test_every_word_is_in_both_splits(position, names):
-    for split in ("train", "held-out"):
-        assert {look[position] for look in looks(split)} == set(names)
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_are_of_their_split(split):
+    drawn = {(scene.look, scene.motion) for scene in scenes(0, 2000, split)}
+    assert drawn == set(combinations(split))
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_every_word_is_in_every_split(position):
+    names = (COLOURS, SHAPES, BACKGROUNDS)[position]
+    for split in SPLITS:
+        assert {look[position] for look, _ in combinations(split)} == set(names)
+        assert {motion for _, motion in combinations(split)} == set(MOTIONS)
 
 
 def test_clips_have_the_presets_length_and_size():
