@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks.report import record
 from predict2_export.toy import TRAINED
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     record("quality.toy", " ".join(["python -m benchmarks.quality.bench_quality", *sys.argv[1:]]), values)  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "index.html").write_text(_page(results, values), encoding="utf-8")
+    for result in results:
+        if result.split == "held-out":
+            _sheet(result).save(args.output / f"{result.task}.png")
     print(f"{args.output / 'index.html'} shows samples")
     return 0
 
@@ -95,6 +99,15 @@ def _page(results: Sequence[Result], values: dict[str, object]) -> str:
             verdict = "agrees" if result.agreements[index].all else "differs"
             parts.append(f"<p>{plain_caption(result.scenes[index])}: {verdict}<br>{_image(result, index)}</p>")  # fmt: skip
     return "\n".join(parts)
+
+
+def _sheet(result: Result) -> Image.Image:
+    """The first samples of one size: pictures side by side, clips one below the other."""
+    clips = [clip for clip in result.clips if clip.shape == result.clips[0].shape]
+    if len(clips[0]) == 1:
+        return contact_sheet([clip[0] for clip in clips[: 2 * SHOWN]], SHOWN // 2, scale=2)
+    frames = [clip[i] for clip in clips[: SHOWN - 4] for i in range(0, len(clip), 2)]
+    return contact_sheet(frames, 7, scale=2)
 
 
 def _image(result: Result, index: int) -> str:

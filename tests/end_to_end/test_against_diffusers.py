@@ -195,7 +195,9 @@ def engine(graph):
 
 def open_stages(checkpoints):
     graphs = {
-        recipe.network: {name: engine(g) for name, g in recipe.graphs(recipe.checkpoint).items()}
+        recipe.network: {
+            name: engine(g) for name, g in recipe.graphs(recipe.module(recipe.weights())).items()
+        }
         for recipe in recipes(PRESET, checkpoints)
         if recipe.network != "text_encoder"
     }

@@ -629,7 +629,7 @@ STAGES = {
     "unknown solver": (
         "text2image_denoiser",
         step(solver="heun"),
-        r"solver 'heun' is unknown; choose one of ab2, euler",
+        r"solver 'heun' is none of this network's; choose one of ab2, euler",
     ),
     "state and prediction of different shapes": (
         "text2image_denoiser",
