@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from predict2_spec.errors import InvalidRequestError, Predict2Error, ServerUnavailableError
+from predict2_spec.errors import (
+    InvalidRequestError,
+    Predict2Error,
+    ServerUnavailableError,
+    in_words,
+)
 from predict2_spec.presets import Task
 from predict2_spec.requests import FIELD_TYPES, Request
 
@@ -179,7 +184,7 @@ def run_batch(
         except ServerUnavailableError as error:
             message, stopped = str(error), f"the server was gone at item {item.index}"
         except (Predict2Error, OSError) as error:
-            message = str(error)
+            message = in_words(error)
         yield Outcome(item, status, time.monotonic() - began, message)
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from predict2_spec.errors import Predict2Error
+from predict2_spec.errors import Predict2Error, in_words
 
 from . import commands
 from .client import DEFAULT_URL
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("predict2: cancelled", file=sys.stderr)
         return INTERRUPTED
     except (Predict2Error, OSError) as error:
-        print("predict2:", " ".join(str(error).split()), file=sys.stderr)
+        print("predict2:", " ".join(in_words(error).split()), file=sys.stderr)
         return 1
 
 

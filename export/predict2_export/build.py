@@ -9,19 +9,17 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from torch import nn
-
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.repository import VERSION_FOLDER, write_preset
 from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec import tensors
-from predict2_spec.errors import CheckpointError, EngineMismatchError, Predict2Error
+from predict2_spec.errors import CheckpointError, EngineMismatchError
 from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
 from predict2_spec.presets import Preset, Task
 
 from .layouts import located
 from .recipes import PostTrained, Recipe, recipes
-from .to_onnx import describe, write_onnx
+from .to_onnx import check_disk, describe, write_onnx
 from .verify import Answer, answer, verify
 
 KIND = "onnxruntime"
@@ -135,7 +133,7 @@ def _copy_model(template: Path, folder: Path) -> None:
 def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
     weights = recipe.weights()
     network, graphs = recipe.lowerable()
-    _check_disk(engine, network, len(graphs))
+    check_disk(engine, network, len(graphs))
     written = {}
     for name, graph in graphs.items():
         tell(f"lowering {name} to ONNX")
@@ -143,16 +141,6 @@ def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
         write_onnx(graph, path, network, weights, tell)
         written[name] = _describe_files(path)
     return written
-
-
-def _check_disk(folder: Path, network: nn.Module, num_graphs: int) -> None:
-    """Refuse to start what the disk has no room for: each graph has a copy of the weights."""
-    needed = num_graphs * sum(p.numel() * p.element_size() for p in network.parameters())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise Predict2Error(
-            f"{folder} has {free / 1e9:.1f} GB free and the ONNX files take {needed / 1e9:.1f} GB; free some or choose another --output"
-        )
 
 
 def _describe_files(path: Path) -> Graph:

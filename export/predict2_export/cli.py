@@ -5,7 +5,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from predict2_spec.errors import Predict2Error
+from predict2_spec.errors import Predict2Error, in_words
 
 from .commands import build, fetch, inspect, onnx, plan, toy_weights
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (Predict2Error, OSError) as error:
-        print(f"predict2-export: {error}", file=sys.stderr)
+        print(f"predict2-export: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("predict2-export: stopped; run it again to go on", file=sys.stderr)

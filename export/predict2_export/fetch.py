@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring published files into a checkpoint folder: what is missing, resumed, checked, and whole or not at all."""
 
-import errno
 import fcntl
 import itertools
 import os
@@ -13,8 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from predict2_spec.errors import CheckpointError
+from predict2_spec.errors import CheckpointError, in_words
 
+from .checkpoint.wording import amount
 from .checksums import GIT_SHA1, digests, read_record, record
 from .wanted import RemoteFile
 
@@ -103,7 +103,7 @@ def check_space(items: Iterable[Item], root: Path) -> None:
         free = shutil.disk_usage(folders[device]).free
         if free < size:
             raise CheckpointError(
-                f"{folders[device]} has {in_words(free)} free, the files need {in_words(size)}; make room, "
+                f"{folders[device]} has {amount(free)} free, the files need {amount(size)}; make room, "
                 "name a folder on another disk with --checkpoints, or take less with --tasks or --layout diffusers"
             )
 
@@ -139,7 +139,7 @@ def fetch(
     for number, item in enumerate(todo, start=1):
         if item.file.repo.name in refused:
             continue
-        report(f"[{number}/{len(todo)}] {item.file.path} ({in_words(item.file.size_bytes)})")
+        report(f"[{number}/{len(todo)}] {item.file.path} ({amount(item.file.size_bytes)})")
         try:
             if item.state is State.CHECK:
                 _check_present(item.file, root, checksums)
@@ -151,7 +151,7 @@ def fetch(
         except CheckpointError as error:
             failures.append(str(error))
         except OSError as error:
-            failures.append(f"{item.file.path}: {_in_words_of_the_disk(error)}")
+            failures.append(f"{item.file.path}: {in_words(error)}")
     return failures
 
 
@@ -236,19 +236,3 @@ def _differing(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
 def _free_name(path: Path) -> Path:
     names = (path.with_name(f"{path.name}.aside{number}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
-
-
-def _in_words_of_the_disk(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk or your share of it is full; make room and run the command again, it goes on from here"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error.filename or 'the folder'} can't be written; mend its permissions or name another folder with --checkpoints"
-    return str(error)
-
-
-def in_words(size_bytes: int) -> str:
-    """A size with a unit of a power of 1000, such as 3.91 GB."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes} B"

@@ -37,6 +37,9 @@ STEPS = GenerationRequest.num_steps + 1  # the clean pass at the end is one more
 GUIDED_PASSES = 2  # a step asks with the prompt and without
 VAE_STAGES = (tensors.VAE_ENCODER, tensors.VAE_DECODER)
 VAE_GRAPHS = 2  # the first chunk and later ones, each with the weights
+# Of a network's float32 weights: what building and comparing its engine was seen to take at its peak
+# (11.6 GB of 7.8; the line memory.build of benchmarks/results/cpu.jsonl).
+ENGINE_MEMORY = 1.5
 # CUDA's contexts and libraries take some of the GPU in every process of a server.
 RESERVED_BYTES = 4 * 10**9
 
@@ -139,7 +142,9 @@ class Host:
     engines_bf16: int  # of TensorRT: the weights, and little beside them
     engines_fp8: int
     temporary: int  # while building: the largest stage's fp32 graphs, beside the ones they replace
-    export_memory: int  # the largest network in fp32: the torch module, and then the engine
+    export_memory: (
+        int  # with the largest network's fp32 engine open, to compare it with the torch module
+    )
     engine_build_memory: int  # the largest network in bf16 twice: the graph and the engine
 
 
@@ -325,7 +330,7 @@ def host_needs(preset: Preset) -> Host:
         engines_bf16=BF16_BYTES * in_graphs,
         engines_fp8=BF16_BYTES * in_graphs - saved,
         temporary=FP32_BYTES * max(counts),
-        export_memory=FP32_BYTES * max(counts),
+        export_memory=round(ENGINE_MEMORY * FP32_BYTES * max(counts)),
         engine_build_memory=2 * BF16_BYTES * max(counts),
     )
 

@@ -49,9 +49,8 @@ class PostTrained:
     checkpoint: Path | None = None  # instead of the file that the preset names
     ema: bool = False  # its moving average, which post-training keeps beside the weights
     adapter: Path | None = None  # a LoRA file or folder, added to the weights
-    alpha: float | None = (
-        None  # of the adapter, or of one in the checkpoint; else the adapter's own, else its rank
-    )
+    # Of the adapter, or of one inside the checkpoint; None: what the adapter says, or else its rank.
+    alpha: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ of its largest tensor.
 """
 
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,10 @@ from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from predict2_spec.errors import Predict2Error
+
 from .checkpoint.stored import StoredTensor
+from .checkpoint.wording import amount
 from .networks.export_graph import ExportGraph
 
 OPSET = 23  # Attention and RMSNormalization as single operators
@@ -57,6 +61,20 @@ def hollow_graphs(
                 empty = torch.empty(value.shape, dtype=value.dtype)
                 setattr(part, name, nn.Parameter(empty, requires_grad=False))
         return module, graphs(module)
+
+
+def check_disk(folder: Path, network: nn.Module, num_graphs: int) -> None:
+    """Refuse to start what the disk has no room for: each graph has a copy of the weights.
+
+    Raises:
+        Predict2Error: it has not.
+    """
+    needed = num_graphs * sum(p.numel() * p.element_size() for p in network.parameters())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Predict2Error(
+            f"{folder} has {amount(free)} free and the ONNX files take {amount(needed)}; make room or choose another --output"
+        )
 
 
 def write_onnx(

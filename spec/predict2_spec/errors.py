@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error hierarchy. Every message says the value, the limit and the way out."""
 
+import errno
+
 
 class Predict2Error(Exception):
     """Parent of every error this product raises on purpose."""
@@ -36,3 +38,15 @@ class VerificationError(Predict2Error):
 
 class ServerError(Predict2Error):
     """The server failed in a way the caller can't mend."""
+
+
+def in_words(error: Predict2Error | OSError) -> str:
+    """What to tell a person: the system's errors about disks and permissions with their way out."""
+    if isinstance(error, Predict2Error):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk or your share of it is full; make room and run the command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}can't be written or read ({error.strerror}); mend the permissions or name another place"
+    return str(error)

@@ -17,11 +17,9 @@ from diffusers import (
     AutoencoderKLWan,
     Cosmos2TextToImagePipeline,
     Cosmos2VideoToWorldPipeline,
-    CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos
 from PIL import Image
 from safetensors.torch import save_file
@@ -110,23 +108,6 @@ def randomize(module):
     return module.eval().requires_grad_(False)
 
 
-def diffusers_dit(spec):
-    module = CosmosTransformer3DModel(
-        in_channels=nets.LATENT_CHANNELS + int(spec.condition_mask),
-        num_attention_heads=spec.num_heads,
-        attention_head_dim=spec.head_dim,
-        num_layers=spec.num_blocks,
-        text_embed_dim=spec.text_width,
-        adaln_lora_dim=spec.adaln_rank,
-        rope_scale=spec.rope_scale,
-        extra_pos_embed_type=None,
-    )
-    for part in module.modules():
-        if isinstance(part, RMSNorm):
-            part.eps = 1e-6  # the original's; diffusers leaves its own default of 1e-5
-    return randomize(module)
-
-
 def diffusers_vae(spec):
     module = randomize(
         AutoencoderKLWan(
@@ -154,7 +135,8 @@ class NoGuardrail:
 class Diffusers:
     """Both pipelines over one random checkpoint, which `save` writes as files of the preset."""
 
-    def __init__(self):
+    def __init__(self, diffusers_dit):
+        self.diffusers_dit = diffusers_dit
         self.vae = diffusers_vae(PRESET.vae)
         self.text2image = self._pipeline(Cosmos2TextToImagePipeline, PRESET.text2image)
         self.video2world = self._pipeline(Cosmos2VideoToWorldPipeline, PRESET.video2world)
@@ -163,7 +145,7 @@ class Diffusers:
         pipeline = kind(
             text_encoder=None,
             tokenizer=None,
-            transformer=diffusers_dit(spec),
+            transformer=randomize(self.diffusers_dit(spec)),
             vae=self.vae,
             scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
             safety_checker=NoGuardrail(),
@@ -217,8 +199,8 @@ def open_stages(checkpoints):
 
 
 @pytest.fixture(scope="module")
-def diffusers():
-    return Diffusers()
+def diffusers(diffusers_dit):
+    return Diffusers(diffusers_dit)
 
 
 @pytest.fixture(scope="module")

@@ -92,5 +92,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_lowered(tmp_path, cap
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     argv = ["--only", "text_encoder", "--output", str(tmp_path / "served")]
     assert main(["build", "--checkpoints", str(TRAINED), *argv]) == 1
-    assert "0.0 GB free and the ONNX files take 0.0 GB; free some" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has 1.00 kB free and the ONNX files take 280.32 kB; make room" in error
     assert list((tmp_path / "served").iterdir()) == []

@@ -11,7 +11,7 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from diffusers import AutoencoderKLWan
 from transformers import T5EncoderModel, T5ForConditionalGeneration
 
 from predict2_export.layouts import ALSO_DIFFUSERS, candidates, located
@@ -19,7 +19,7 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.text_encoder import t5_config
 from predict2_export.networks.vae import Vae
 from predict2_export.recipes import recipes
-from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
+from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import PRESETS, TOY
 from predict2_spec.tensors import served_stages
 
@@ -87,23 +87,14 @@ def test_the_originals_files_fit(preset, tmp_path):
 
 
 @pytest.mark.parametrize("preset", IN_DIFFUSERS_LAYOUT, ids=lambda preset: preset.name)
-def test_diffusers_folders_fit(preset, tmp_path):
+def test_diffusers_folders_fit(preset, tmp_path, diffusers_dit):
     found = {field: tmp_path / paths[-1] for field, paths in candidates(preset).items()}
     with torch.device("meta"):
         for spec, folder in (
             (preset.text2image, found["text2image_path"]),
             (preset.video2world, found["video2world_path"]),
         ):
-            module = CosmosTransformer3DModel(
-                in_channels=LATENT_CHANNELS + int(spec.condition_mask),
-                num_attention_heads=spec.num_heads,
-                attention_head_dim=spec.head_dim,
-                num_layers=spec.num_blocks,
-                text_embed_dim=spec.text_width,
-                adaln_lora_dim=spec.adaln_rank,
-                rope_scale=spec.rope_scale,
-                extra_pos_embed_type=None,
-            )
+            module = diffusers_dit(spec)
             save_safetensors(folder, module.bfloat16().state_dict(), shards=6)
         save_safetensors(found["vae_path"], AutoencoderKLWan().state_dict(), shards=1)
         encoder = T5EncoderModel(t5_config(preset.text_encoder)).bfloat16().state_dict()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
@@ -19,7 +19,7 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
 from predict2_export.recipes import PostTrained, recipes
 from predict2_spec.errors import CheckpointError
-from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
+from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import PRESETS, TOY
 from predict2_spec.tensors import served_stages
 
@@ -102,7 +102,7 @@ def write_original(preset, folder):
     return written
 
 
-def write_diffusers(preset, folder):
+def write_diffusers(preset, folder, diffusers_dit):
     """The same preset as diffusers' pipelines store it, in several shards."""
     found = {field: paths[-1] for field, paths in candidates(preset).items()}
     written = {}
@@ -110,16 +110,7 @@ def write_diffusers(preset, folder):
         ("text2image_denoiser", preset.text2image, found["text2image_path"]),
         ("video2world_denoiser", preset.video2world, found["video2world_path"]),
     ):
-        module = CosmosTransformer3DModel(
-            in_channels=LATENT_CHANNELS + int(spec.condition_mask),
-            num_attention_heads=spec.num_heads,
-            attention_head_dim=spec.head_dim,
-            num_layers=spec.num_blocks,
-            text_embed_dim=spec.text_width,
-            adaln_lora_dim=spec.adaln_rank,
-            rope_scale=spec.rope_scale,
-            extra_pos_embed_type=None,
-        ).bfloat16()
+        module = diffusers_dit(spec).bfloat16()
         module.save_pretrained(folder / path, max_shard_size="300KB")
         assert len(list((folder / path).glob("*.safetensors"))) > 1
         written[stage] = dit_state_dict(module.state_dict())
@@ -156,9 +147,9 @@ def test_a_preset_is_read_from_the_originals_files(preset, tmp_path):
 
 
 @pytest.mark.parametrize("preset", IN_DIFFUSERS_LAYOUT, ids=lambda preset: preset.name)
-def test_a_preset_is_read_from_diffusers_folders(preset, tmp_path):
+def test_a_preset_is_read_from_diffusers_folders(preset, tmp_path, diffusers_dit):
     preset = reduced(preset)
-    assert_recipes_give(preset, tmp_path, write_diffusers(preset, tmp_path))
+    assert_recipes_give(preset, tmp_path, write_diffusers(preset, tmp_path, diffusers_dit))
 
 
 def test_the_networks_that_diffusers_has_are_those_of_2b_and_14b_at_720p_and_16_frames_a_second():

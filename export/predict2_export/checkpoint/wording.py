@@ -26,3 +26,11 @@ def short(error: Exception) -> str:
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What to raise for an error that only damage explains."""
     return CheckpointError(f"{path} can't be read ({short(error)}); download it again")
+
+
+def amount(size_bytes: int) -> str:
+    """A size with a unit of a power of 1000, such as 3.91 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes} B"

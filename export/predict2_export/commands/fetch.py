@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predict2_export.fetch import Item, check_space, existing_parent, fetch, in_words, plan
+from predict2_export.checkpoint.wording import amount
+from predict2_export.fetch import Item, check_space, existing_parent, fetch, plan
 from predict2_export.released import EXTRAS, REPOS, Want
 from predict2_export.wanted import (
     LAYOUTS,
@@ -142,7 +143,7 @@ def _print_plan(items: Sequence[Item], checkpoints: Path) -> None:
     for item in items:
         file = item.file
         print(
-            f"{file.path:{width}}  {file.repo.revision[:8]}  {in_words(file.size_bytes):>9}  {item.state.value}"
+            f"{file.path:{width}}  {file.repo.revision[:8]}  {amount(file.size_bytes):>9}  {item.state.value}"
         )
     for name in dict.fromkeys(item.file.repo.name for item in items):
         if REPOS[name].gated:
@@ -150,9 +151,7 @@ def _print_plan(items: Sequence[Item], checkpoints: Path) -> None:
     total = sum(item.file.size_bytes for item in items)
     to_come = sum(item.missing_bytes for item in items)
     free = shutil.disk_usage(existing_parent(checkpoints)).free
-    _say(
-        f"{in_words(to_come)} to fetch of {in_words(total)}; {in_words(free)} free for {checkpoints}"
-    )
+    _say(f"{amount(to_come)} to fetch of {amount(total)}; {amount(free)} free for {checkpoints}")
 
 
 def _agreed(items: Sequence[Item], yes: bool) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predict2_export.checkpoint.wording import amount
 from predict2_spec.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def _lines(inspection: "Inspection", tensors: bool) -> list[str]:
     rows = [
         ("what", identity.title or "unknown"),
         ("names", identity.naming),
-        ("file", f"{inspection.container}{files}, {_size(inspection.file_bytes)}"),
-        ("tensors", f"{len(inspection.tensors)}, {_size(inspection.tensor_bytes)}: {dtypes}"),
+        ("file", f"{inspection.container}{files}, {amount(inspection.file_bytes)}"),
+        ("tensors", f"{len(inspection.tensors)}, {amount(inspection.tensor_bytes)}: {dtypes}"),
         *(("note", note) for note in identity.notes),
         ("fits", ", ".join(identity.presets) or "no preset"),
         ("nearest", identity.nearest),
@@ -94,10 +95,3 @@ def _lines(inspection: "Inspection", tensors: bool) -> list[str]:
             for key, tensor in inspection.tensors.items()
         ]
     return lines
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.4g} {unit}"
-    return f"{num_bytes} bytes"

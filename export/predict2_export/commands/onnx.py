@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     from predict2_export.checkpoint.synthetic import synthetic_weights
     from predict2_export.recipes import recipes
-    from predict2_export.to_onnx import hollow_graphs, quiet_exporter, write_onnx
+    from predict2_export.to_onnx import check_disk, hollow_graphs, quiet_exporter, write_onnx
 
     quiet_exporter()
     began = time.monotonic()
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     network, graphs = hollow_graphs(recipe.make, recipe.graphs, getattr(torch, args.dtype))
     weights = synthetic_weights(network) if args.random_weights else recipe.weights()
     args.output.mkdir(parents=True, exist_ok=True)
+    check_disk(args.output, network, len(graphs))
     for name, graph in graphs.items():
         path = args.output / f"{args.stage}.{name}.onnx"
         report(f"lowering {name} to {path}")

@@ -16,6 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from predict2_spec import video
+from predict2_spec.video import SPATIAL_STRIDE
+
 Frames = NDArray[np.uint8]  # [F, H, W, RGB]
 Rgb = tuple[float, float, float]  # 0..255
 Split = Literal["train", "held-out", "unseen"]
@@ -43,7 +46,8 @@ SPEED = 2.0  # pixels a frame
 MARGIN = 0.75  # pixels between the actor and the picture's edge, at least
 # The actor starts in the middle of a latent cell, or of a patch of the denoisers where it has the room: every
 # shape comes in few positions to its patch, so few that a small network learns them in an hour.
-CELL, PATCH = 8, 16  # pixels
+CELL = SPATIAL_STRIDE  # pixels
+PATCH = video.PATCH * CELL
 # Half the width of a square, by the picture's shorter side; the other shapes look about as large.
 RADII: Mapping[int, float] = {48: 9.5, 64: 14.0}
 # From the centre of the shape's box to its sides and to its top, in radii.

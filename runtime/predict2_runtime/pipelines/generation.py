@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from predict2_runtime.bls import Call
 from predict2_runtime.frames import Frames
 from predict2_runtime.progress import Progress
-from predict2_runtime.sampler import normal_noise
-from predict2_runtime.schedule import SIGMA_MAX, solver_steps
+from predict2_runtime.sampler import initial_noise, normal_noise
+from predict2_runtime.schedule import solver_steps
 from predict2_spec import tensors
 from predict2_spec.presets import Preset
 from predict2_spec.requests import Solver
@@ -101,8 +102,8 @@ def denoise(
     conditions: Mapping[str, Any],
 ) -> Any:
     """From noise to clean latents, FP32 [16, T, H/8, W/8], one call of `model` a solver step."""
-    normals = normal_noise(sampling.seed, shape.latent)
-    latents = next(normals) * np.float32(SIGMA_MAX)
+    latents = initial_noise(sampling.seed, shape.latent)
+    normals = islice(normal_noise(sampling.seed, shape.latent), 1, None)  # the first began it
     previous_x0 = np.zeros_like(latents)
     steps = solver_steps(sampling.num_steps, sampling.solver)
     for index, step in enumerate(steps):

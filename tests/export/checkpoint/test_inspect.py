@@ -263,7 +263,7 @@ def test_people_read_the_same(tmp_path, capsys):
     assert brief.splitlines()[1:4] == [
         "  what     toy Video2World denoiser",
         "  names    original",
-        f"  file     torch.save, zip archive, {path.stat().st_size / 1e6:.4g} MB",
+        f"  file     torch.save, zip archive, {path.stat().st_size / 1e6:.2f} MB",
     ]
     assert "  fits     toy" in brief
     assert whole.startswith(brief)

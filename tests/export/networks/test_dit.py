@@ -10,8 +10,6 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import CosmosTransformer3DModel
-from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos
 
 from predict2_export.checkpoint.fit import load_strict
@@ -75,24 +73,6 @@ def randomize(module, seed=0):
     return module.eval()
 
 
-def diffusers_dit(spec):
-    """Diffusers' network with the original's epsilon."""
-    module = CosmosTransformer3DModel(
-        in_channels=nets.LATENT_CHANNELS + int(spec.condition_mask),
-        num_attention_heads=spec.num_heads,
-        attention_head_dim=spec.head_dim,
-        num_layers=spec.num_blocks,
-        text_embed_dim=spec.text_width,
-        adaln_lora_dim=spec.adaln_rank,
-        rope_scale=spec.rope_scale,
-        extra_pos_embed_type=None,
-    )
-    for part in module.modules():
-        if isinstance(part, RMSNorm):
-            part.eps = 1e-6
-    return module
-
-
 def make_inputs(spec, size, conditioning, batch=2, dtype=torch.float32):
     """Latents, a time for every frame, a text with zeroed padding, and the mask of video networks."""
     generator = torch.Generator().manual_seed(1)
@@ -126,7 +106,7 @@ def diffusers_velocity(module, latents, timestep, text, mask=None):
 @pytest.mark.usefixtures("torchvision_free")
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_velocity_equals_diffusers(case):
+def test_velocity_equals_diffusers(case, diffusers_dit):
     spec, size, conditioning = CASES[case]
     reference = randomize(diffusers_dit(spec))
     dit = Dit(spec).eval()
@@ -140,7 +120,7 @@ def test_velocity_equals_diffusers(case):
 
 @pytest.mark.usefixtures("torchvision_free")
 @torch.no_grad()
-def test_diffusers_computes_the_same_from_our_weights():
+def test_diffusers_computes_the_same_from_our_weights(diffusers_dit):
     dit, reference = randomize(Dit(TOY_VIDEO)), diffusers_dit(TOY_VIDEO).eval()
     theirs = dit_state_dict({key: key for key in reference.state_dict()})  # ours -> theirs
     reference.load_state_dict({theirs[key]: value for key, value in dit.state_dict().items()})
@@ -151,7 +131,9 @@ def test_diffusers_computes_the_same_from_our_weights():
 @pytest.mark.usefixtures("torchvision_free")
 @pytest.mark.parametrize("size", [(3, 12, 20), (2, 10, 14)], ids=["even", "uneven"])
 @torch.no_grad()
-def test_velocity_of_a_sparse_network_equals_diffusers_behind_masks(size, neighborhood_mask):
+def test_velocity_of_a_sparse_network_equals_diffusers_behind_masks(
+    size, neighborhood_mask, diffusers_dit
+):
     kinds = (nets.DILATED, None, nets.PATCHES_3)
     spec = replace(TOY_VIDEO, num_blocks=3, neighborhoods=kinds)
     reference = randomize(diffusers_dit(spec))
