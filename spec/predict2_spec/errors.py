@@ -2,6 +2,10 @@
 """The one error hierarchy. Every message says the value, the limit and the way out."""
 
 import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .guardrails import Verdict
 
 
 class Predict2Error(Exception):
@@ -14,6 +18,10 @@ class InvalidRequestError(Predict2Error):
 
 class BlockedError(Predict2Error):
     """A guardrail refused the prompt or the result."""
+
+    def __init__(self, message: str, verdict: "Verdict | None" = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict  # None where only the message came over the wire
 
 
 class RequestCancelledError(Predict2Error):

@@ -143,6 +143,41 @@ class ScriptedVaeSpec:
 
 
 @dataclass(frozen=True)
+class FaceDetectorSpec:
+    """RetinaFace on a ResNet with bottlenecks: boxes of faces at strides 8, 16 and 32."""
+
+    base_width: int = 64  # of the stem; the stages' outputs are 4, 8, 16 and 32 times as wide
+    num_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    pyramid_width: int = 256
+    anchors: tuple[tuple[int, ...], ...] = (
+        (16, 32),
+        (64, 128),
+        (256, 512),
+    )  # pixels, a stride each
+
+
+@dataclass(frozen=True)
+class ContentFilterSpec:
+    """SigLIP's vision tower with its pooling head, and a small classifier on its normalised output."""
+
+    image_size: int = 384  # pixels a side; frames are resized to it
+    patch: int = 14
+    width: int = 1152
+    num_layers: int = 27
+    num_heads: int = 16
+    ff_width: int = 4304
+    hidden: tuple[int, int] = (512, 256)  # of the classifier
+
+
+@dataclass(frozen=True)
+class FrameGuardSpec:
+    """What looks at frames before they leave the server."""
+
+    faces: FaceDetectorSpec
+    content: ContentFilterSpec
+
+
+@dataclass(frozen=True)
 class TextEncoderSpec:
     """A T5 encoder (the original T5: ReLU, no gate)."""
 
@@ -181,6 +216,7 @@ DIT_14B_VIDEO2WORLD_SPARSE = replace(
 )  # fmt: skip
 WAN_VAE = VaeSpec(base_width=96)
 FAST_IMAGE_TOKENIZER = ScriptedVaeSpec()
+FRAME_GUARD = FrameGuardSpec(FaceDetectorSpec(), ContentFilterSpec())
 T5_11B = TextEncoderSpec(1024, 24, 128, 128, 65536, vocab_size=32128, num_tokens=512)
 
 DIT_TOY_TEXT2IMAGE = DitSpec(
@@ -195,3 +231,9 @@ TOY_VAE = VaeSpec(  # its weights are scaled so that latents are normal by thems
     base_width=12, num_blocks=1, mean=(0.0,) * LATENT_CHANNELS, std=(1.0,) * LATENT_CHANNELS
 )
 TOY_TEXT_ENCODER = TextEncoderSpec(64, 2, 4, 16, 128, vocab_size=64, num_tokens=32)
+TOY_FRAME_GUARD = FrameGuardSpec(
+    FaceDetectorSpec(base_width=4, num_blocks=(1, 1, 1, 1), pyramid_width=16),
+    ContentFilterSpec(
+        image_size=32, patch=8, width=32, num_layers=2, num_heads=2, ff_width=64, hidden=(16, 8)
+    ),
+)

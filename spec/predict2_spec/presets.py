@@ -33,6 +33,12 @@ class Preset:
     video2world: nets.DitSpec | None = None
     video2world_path: str = ""
     distilled: bool = False  # pictures take 1 to 4 steps, without guidance
+    frame_guard: nets.FrameGuardSpec = nets.FRAME_GUARD
+    frame_guard_path: str = "nvidia/Cosmos-Guardrail1"  # a folder
+    text_guard_path: str = (
+        "meta-llama/Llama-Guard-3-8B"  # a folder; empty: none was made for this preset
+    )
+    reasoner_path: str = "nvidia/Cosmos-Reason1-7B"  # refines prompts and judges clips; empty: none
 
     def __post_init__(self) -> None:
         if self.video2world and isinstance(self.vae, nets.ScriptedVaeSpec):
@@ -128,6 +134,10 @@ TOY = Preset(
     text2image_path="predict2-toy/text2image.safetensors",
     video2world=nets.DIT_TOY_VIDEO2WORLD,
     video2world_path="predict2-toy/video2world.safetensors",
+    frame_guard=nets.TOY_FRAME_GUARD,
+    frame_guard_path="predict2-toy/guardrail",
+    text_guard_path="",
+    reasoner_path="",
 )
 _0_6B = "nvidia/Cosmos-Predict2-0.6B-Text2Image"
 IMAGE_0_6B = Preset(

@@ -87,6 +87,7 @@ class GenerationRequest:
     resolution: str = ""
     fps: int = 0
     return_frames: bool = False  # also return the raw frames
+    disable_guardrail: bool = False  # refused unless the server's owner allows it
 
     def __post_init__(self) -> None:
         self._check(LIMITS)
@@ -188,6 +189,7 @@ class _ClipRequest(GenerationRequest):
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
     guidance: float = 7.0
     num_frames: int = 0  # 0: the preset's
+    disable_prompt_refiner: bool = False  # take the prompt as it is
 
     def _check(self, limits: Limits) -> None:
         super()._check(limits)
@@ -285,6 +287,8 @@ FIELD_TYPES: dict[str, type] = {
     "resolution": str,
     "fps": int,
     "return_frames": bool,
+    "disable_guardrail": bool,
+    "disable_prompt_refiner": bool,
     "guidance": float,
     "image_guidance": float,
     "distill_steps": int,

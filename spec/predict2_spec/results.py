@@ -31,6 +31,7 @@ class Failure:
 
     status: str  # name of the gRPC status a unary call would have had
     message: str
+    verdict: dict[str, Any] | None = None  # of the guardrail that refused, as guardrails.Verdict
 
     def to_json(self) -> str:
         """The failure as it goes over the wire."""
@@ -65,6 +66,12 @@ class Metadata:
     image_guidance: float | None = None  # of text2world's picture
     num_conditional_frames: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> time spent in it
+    guardrail: str = ""  # on, or off by the request's wish
+    verdicts: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # guardrails.Verdict, in their order
+    refiner: str = ""  # refined, off, or failed: why; the prompt is then the caller's own
+    refined_prompt: str = ""  # what the clip was made from, if not from `prompt`
 
     def to_json(self) -> str:
         """The metadata as it goes over the wire and into the file beside the result."""

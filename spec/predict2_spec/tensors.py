@@ -84,6 +84,52 @@ VAE_DECODER = Model(
     (Tensor("frames", "UINT8", (-1, -1, -1, 3)),),
 )
 
+_VERDICT = Tensor("verdict", "BYTES", (1,))  # JSON: guardrails.Verdict
+_SUBJECT = Tensor("subject", "BYTES", (1,), optional=True)  # one of guardrails.SUBJECTS
+GUARDRAIL_TEXT = Model("guardrail_text", (Tensor("text", "BYTES", (1,)), _SUBJECT), (_VERDICT,))
+GUARDRAIL_VIDEO = Model(
+    "guardrail_video",
+    (Tensor("frames", "UINT8", (-1, -1, -1, 3)), _SUBJECT),
+    (Tensor("frames", "UINT8", (-1, -1, -1, 3)), _VERDICT),  # the frames with faces pixelated
+)
+# The vision-language model behind prompt_refiner and critic; both put their questions to it.
+REASONER = Model(
+    "reasoner",
+    (
+        Tensor("question", "BYTES", (1,)),  # JSON: language.Question
+        Tensor("frames", "UINT8", (-1, -1, -1, 3), optional=True),
+        Tensor("fps", "FP64", (1,), optional=True),  # of the frames; left out: they are pictures
+    ),
+    (Tensor("responses", "BYTES", (-1,)),),
+)
+PROMPT_REFINER = Model(
+    "prompt_refiner",
+    (
+        Tensor("prompt", "BYTES", (1,)),
+        Tensor("frames", "UINT8", (-1, -1, -1, 3), optional=True),  # a picture to look at ...
+        Tensor("video", "UINT8", (-1,), optional=True),  # ... or an encoded clip
+    ),
+    (Tensor("refined_prompt", "BYTES", (1,)),),
+)
+CRITIC = Model(
+    "critic",
+    (
+        Tensor("video", "UINT8", (-1,)),  # an encoded clip
+        Tensor("num_trials", "INT64", (1,), optional=True),
+        Tensor("seed", "INT64", (1,), optional=True),
+    ),
+    (Tensor("responses", "BYTES", (-1,)), Tensor("score", "FP64", (1,))),  # 0..1, as critic.score
+)
+BEST_OF_N = Model(
+    "best_of_n",
+    (
+        *(field_tensor(f.name) for f in fields(REQUESTS["video2world"])),
+        Tensor("num_generations", "INT64", (1,), optional=True),
+        Tensor("num_critic_trials", "INT64", (1,), optional=True),
+    ),
+    (MEDIA, METADATA, Tensor("ranking", "BYTES", (1,))),  # JSON: critic.Judged, best first
+)
+
 _LATENT_DIMS = (LATENT_CHANNELS, -1, -1, -1)  # [C, T, H, W]
 _STEP_INPUTS = (
     Tensor("latents", "FP32", _LATENT_DIMS),
@@ -105,7 +151,16 @@ VIDEO2WORLD_DENOISER = Model(
     _STEP_OUTPUTS,
 )
 
-STAGES = (TEXT_ENCODER, VAE_ENCODER, VAE_DECODER, TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER)
+STAGES = (  # each owns an engine that predict2-export builds
+    TEXT_ENCODER,
+    VAE_ENCODER,
+    VAE_DECODER,
+    TEXT2IMAGE_DENOISER,
+    VIDEO2WORLD_DENOISER,
+    GUARDRAIL_VIDEO,
+)
+# These are installed with every preset and find out from the server's policy what they run on.
+LANGUAGE_STAGES = (GUARDRAIL_TEXT, REASONER, PROMPT_REFINER, CRITIC)
 _VIDEO_STAGES = (VAE_ENCODER, VIDEO2WORLD_DENOISER)
 
 
@@ -114,4 +169,6 @@ def served_stages(preset: Preset) -> tuple[Model, ...]:
     return tuple(s for s in STAGES if preset.video2world or s not in _VIDEO_STAGES)
 
 
-MODELS: dict[str, Model] = {model.name: model for model in (*TASK_MODELS, GENERATE, *STAGES)}
+MODELS: dict[str, Model] = {
+    model.name: model for model in (*TASK_MODELS, GENERATE, BEST_OF_N, *STAGES, *LANGUAGE_STAGES)
+}

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.bls import bls_call
+from predict2_runtime.pipelines.best_of_n import best_of_n_handler
+from predict2_runtime.serve import serve
+from predict2_spec.tensors import BEST_OF_N
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.handler = best_of_n_handler(bls_call(pb_utils))
+
+    def execute(self, requests):
+        return serve(pb_utils, BEST_OF_N, requests, self.handler)

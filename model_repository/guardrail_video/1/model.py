@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.repository import read_preset, served_repository, version_folder
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.stages.guardrail_video import GuardrailVideo
+from predict2_spec.tensors import GUARDRAIL_VIDEO
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        preset = read_preset(served_repository(args))
+        self.stage = GuardrailVideo.open(version_folder(args), preset)
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, GUARDRAIL_VIDEO, requests, self.stage)

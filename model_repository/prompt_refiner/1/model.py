@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.bls import bls_call
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.stages.prompt_refiner import PromptRefiner
+from predict2_spec.tensors import PROMPT_REFINER
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.stage = PromptRefiner(bls_call(pb_utils))
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, PROMPT_REFINER, requests, self.stage)

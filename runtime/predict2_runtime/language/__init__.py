@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Language models: a question with or without pictures in, texts out. Two kinds, one file each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predict2_runtime.policy import LanguageModel
+
+Frames = NDArray[np.uint8]  # [F, H, W, 3]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a language model is asked, and how it is to answer."""
+
+    text: str  # the user's turn
+    system: str = ""
+    frames_first: bool = False  # in the user's turn, before the text
+    num_responses: int = 1
+    max_new_tokens: int = 512
+    temperature: float = 0.0  # 0: the likeliest token each time
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    ascii_only: bool = False  # only tokens that are plain ASCII
+
+    def to_json(self) -> str:
+        """The question as it goes over the wire."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Question":
+        """Read a question; fields this version doesn't know are ignored."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+
+
+# ask(question, frames, fps) -> responses; frames UINT8 [F, H, W, 3] or None, fps 0 for pictures.
+# Raises ServerError when the model fails, and ServerUnavailableError when it doesn't answer in time.
+Ask = Callable[[Question, Frames | None, float], list[str]]
+
+
+def open_language_model(where: LanguageModel) -> Ask:
+    """The language model that answers at `where`.
+
+    Raises:
+        EngineMismatchError: its checkpoint can't be read, or what runs it isn't installed.
+    """
+    if where.url:
+        from .endpoint import open_endpoint
+
+        return open_endpoint(where)
+    from .local import open_local
+
+    return open_local(where)
