@@ -77,7 +77,7 @@ def build(  # noqa: PLR0913  # the last four are the owner's choices, with defau
             report(f"{place}: {line}")
 
         _build_stage(preset, recipe, templates, output, tell)
-    for name in (*preset.tasks, tensors.GENERATE.name):
+    for name in tensors.engineless(preset):
         with _replacing(output / name) as folder:
             _copy_model(templates / name, folder)
     write_preset(output, preset)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our errors as Triton status codes and back; the one table both edges of the server use."""
 
+from dataclasses import asdict
 from typing import Any
 
 from predict2_spec.errors import (
@@ -12,6 +13,7 @@ from predict2_spec.errors import (
     ServerError,
     ServerUnavailableError,
 )
+from predict2_spec.guardrails import BLOCKED_PREFIX
 from predict2_spec.results import Failure
 
 # error class, name of the constant in pb_utils.TritonError, name of the gRPC status; the first match wins
@@ -37,12 +39,15 @@ def to_triton(pb_utils: Any, error: Predict2Error) -> Any:
 
 def to_failure(error: Predict2Error) -> Failure:
     """The error as the last message of a stream."""
-    return Failure(_names(error)[1], str(error))
+    verdict = getattr(error, "verdict", None)
+    return Failure(_names(error)[1], str(error), asdict(verdict) if verdict else None)
 
 
 def from_triton(pb_utils: Any, error: Any, model: str) -> Predict2Error:
     """The error another model answered with, as ours."""
     code, message = error.code(), error.message()
+    if message.startswith(BLOCKED_PREFIX):
+        return BlockedError(message)
     for kind, name, _ in _CODES:
         if code == getattr(pb_utils.TritonError, name):
             return kind(message)

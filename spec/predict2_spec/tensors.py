@@ -159,7 +159,7 @@ STAGES = (  # each owns an engine that predict2-export builds
     VIDEO2WORLD_DENOISER,
     GUARDRAIL_VIDEO,
 )
-# These are installed with every preset and find out from the server's policy what they run on.
+# They find out from the server's policy what they run on.
 LANGUAGE_STAGES = (GUARDRAIL_TEXT, REASONER, PROMPT_REFINER, CRITIC)
 _VIDEO_STAGES = (VAE_ENCODER, VIDEO2WORLD_DENOISER)
 
@@ -167,6 +167,13 @@ _VIDEO_STAGES = (VAE_ENCODER, VIDEO2WORLD_DENOISER)
 def served_stages(preset: Preset) -> tuple[Model, ...]:
     """The stages a preset needs: without video there is nothing to go on from and nothing to make a clip."""
     return tuple(s for s in STAGES if preset.video2world or s not in _VIDEO_STAGES)
+
+
+def engineless(preset: Preset) -> tuple[str, ...]:
+    """The models of a preset that predict2-export installs without building an engine, by name."""
+    about_clips = (m.name for m in (BEST_OF_N, REASONER, PROMPT_REFINER, CRITIC))
+    always = (*preset.tasks, GENERATE.name, GUARDRAIL_TEXT.name)
+    return (*always, *about_clips) if preset.video2world else always
 
 
 MODELS: dict[str, Model] = {

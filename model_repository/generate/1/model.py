@@ -2,6 +2,7 @@
 import triton_python_backend_utils as pb_utils
 
 from predict2_runtime.bls import bls_call
+from predict2_runtime.metrics import blocked_counter
 from predict2_runtime.pipelines.tasks import any_task_handler, open_backend
 from predict2_runtime.repository import served_repository
 from predict2_runtime.serve import serve_stream
@@ -10,7 +11,9 @@ from predict2_spec.tensors import GENERATE
 
 class TritonPythonModel:
     def initialize(self, args):
-        backend = open_backend(served_repository(args), bls_call(pb_utils))
+        backend = open_backend(
+            served_repository(args), bls_call(pb_utils), blocked_counter(pb_utils)
+        )
         self.handler = any_task_handler(backend)
 
     def execute(self, requests):

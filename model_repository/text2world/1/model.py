@@ -2,6 +2,7 @@
 import triton_python_backend_utils as pb_utils
 
 from predict2_runtime.bls import bls_call
+from predict2_runtime.metrics import blocked_counter
 from predict2_runtime.pipelines.tasks import open_backend, task_handler
 from predict2_runtime.repository import served_repository
 from predict2_runtime.serve import serve
@@ -12,7 +13,9 @@ MODEL = MODELS["text2world"]
 
 class TritonPythonModel:
     def initialize(self, args):
-        backend = open_backend(served_repository(args), bls_call(pb_utils))
+        backend = open_backend(
+            served_repository(args), bls_call(pb_utils), blocked_counter(pb_utils)
+        )
         self.handler = task_handler(MODEL.name, backend)
 
     def execute(self, requests):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making pictures and clips: text encoding, the solver loop and decoding, each a call to a stage."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import numpy as np
 
 from predict2_runtime.bls import Call
 from predict2_runtime.frames import Frames
+from predict2_runtime.policy import Policy
 from predict2_runtime.progress import Progress
 from predict2_runtime.sampler import initial_noise, normal_noise
 from predict2_runtime.schedule import solver_steps
 from predict2_spec import tensors
+from predict2_spec.guardrails import Verdict
 from predict2_spec.presets import Preset
 from predict2_spec.requests import Solver
 from predict2_spec.tensors import Model
@@ -28,6 +30,8 @@ class Backend:
     preset: Preset
     precision: Mapping[str, str]  # denoiser -> precision of its engine
     call: Call
+    policy: Policy = field(default_factory=Policy)
+    count_blocked: Callable[[Verdict], None] = lambda verdict: None
     run_folder: Path | None = None  # where requests in progress are marked
 
 

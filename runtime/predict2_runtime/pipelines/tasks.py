@@ -2,8 +2,8 @@
 """The public tasks: from a request to encoded media and its metadata."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,14 @@ from predict2_runtime.frames import (
     encode_image,
     encode_mp4,
 )
+from predict2_runtime.policy import read_policy
 from predict2_runtime.progress import Progress
 from predict2_runtime.repository import VERSION_FOLDER, read_preset
 from predict2_runtime.stages import Arrays
 from predict2_runtime.tensors import parse_request
 from predict2_spec import tensors
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.guardrails import Verdict
 from predict2_spec.presets import TASKS, Task
 from predict2_spec.requests import (
     MAX_DISTILL_STEPS,
@@ -40,14 +42,17 @@ from predict2_spec.results import Metadata
 from predict2_spec.video import VideoShape
 
 from .generation import Backend, Sampling, make_clip, make_picture
+from .moderation import Moderator, open_moderator, refine
 
 VERSION = version("cosmos-predict2-triton")
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
 Outputs = dict[str, Any]
 
 
-def open_backend(repository: Path, call: Call) -> Backend:
-    """What pipelines need to know of the repository they are served from."""
+def open_backend(
+    repository: Path, call: Call, count_blocked: Callable[[Verdict], None] | None = None
+) -> Backend:
+    """What pipelines need to know of the repository they are served from, and of its owner's decisions."""
     preset = read_preset(repository)
     denoisers = [tensors.TEXT2IMAGE_DENOISER]
     if preset.video2world:
@@ -55,22 +60,33 @@ def open_backend(repository: Path, call: Call) -> Backend:
     manifests = [read_manifest(repository / m.name / VERSION_FOLDER) for m in denoisers]
     folder = os.environ.get(RUN_FOLDER_VARIABLE)
     precision = {m.network: m.precision for m in manifests}
-    return Backend(preset, precision, call, Path(folder) if folder else None)
+    backend = Backend(
+        preset,
+        precision,
+        call,
+        read_policy(os.environ),
+        run_folder=Path(folder) if folder else None,
+    )
+    return replace(backend, count_blocked=count_blocked) if count_blocked else backend
 
 
 def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress) -> Outputs:
     """A picture from text."""
     shape = request.shape(backend.preset)
+    moderator = open_moderator(backend, request, progress)
+    moderator.check_text(request.prompt, "prompt")
     sampling = _sampling(request)
     if backend.preset.distilled:
         steps = request.distill_steps or MAX_DISTILL_STEPS
         sampling = replace(sampling, num_steps=steps, solver="distilled", guidance=0.0)
     frames = make_picture(backend, progress, sampling, shape)
+    if backend.policy.guard_pictures:
+        frames = moderator.check_frames(frames, "picture")
     media = encode_image(frames[0], request.output_format)
     progress.done("write")
     precision = backend.precision[tensors.TEXT2IMAGE_DENOISER.name]
     metadata = replace(
-        _metadata(backend, request, progress, shape, precision),
+        _metadata(moderator, request, shape, precision),
         fps=0,
         num_steps=sampling.num_steps,
         solver=sampling.solver,
@@ -82,25 +98,27 @@ def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress)
 def video2world(backend: Backend, request: Video2WorldRequest, progress: Progress) -> Outputs:
     """A clip that goes on from a picture or from the end of a clip."""
     shape = request.shape(backend.preset)
+    moderator = open_moderator(backend, request, progress)
+    moderator.check_text(request.prompt, "prompt")
     first = _input_frames(request, shape)
-    frames = make_clip(backend, progress, _sampling(request), shape, first)
-    return _clip(backend, request, progress, shape, frames)
+    seen = {"video": np.frombuffer(request.video, np.uint8)} if request.video else {"frames": first}
+    return _clip(moderator, request, shape, first, seen)
 
 
 def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress) -> Outputs:
     """A clip from text: its first frame is made as a picture, which never leaves the server's memory."""
     shape = request.shape(backend.preset)
     width, height = backend.preset.size("text2image", request.aspect_ratio)
-    sampling = _sampling(request)
+    moderator = open_moderator(backend, request, progress)
+    moderator.check_text(request.prompt, "prompt")
     picture = make_picture(
         backend,
         progress,
-        replace(sampling, guidance=request.image_guidance),
+        replace(_sampling(request), guidance=request.image_guidance),
         VideoShape(1, height, width),
     )
     first = cover_crop(picture[0], shape.height, shape.width)[None]
-    frames = make_clip(backend, progress, sampling, shape, first)
-    return _clip(backend, request, progress, shape, frames)
+    return _clip(moderator, request, shape, first, {"frames": first})
 
 
 PIPELINES: dict[Task, Callable[[Backend, Any, Progress], Outputs]] = {
@@ -157,22 +175,34 @@ def _input_frames(request: Video2WorldRequest, shape: VideoShape) -> Frames:
 
 
 def _clip(
-    backend: Backend,
+    moderator: Moderator,
     request: Video2WorldRequest | Text2WorldRequest,
-    progress: Progress,
     shape: VideoShape,
-    frames: Frames,
+    first: Frames,
+    seen: Mapping[str, Any],
 ) -> Outputs:
+    """The clip that goes on from `first`, by a prompt whose refiner has looked at `seen`."""
+    backend, progress = moderator.backend, moderator.progress
+    wanted = not request.disable_prompt_refiner
+    refinement = refine(moderator, request.prompt, wanted=wanted, **seen)
+    sampling = replace(_sampling(request), prompt=refinement.prompt)
+    frames = make_clip(backend, progress, sampling, shape, first)
+    frames = moderator.check_frames(frames, "clip")
     media = encode_mp4(frames, backend.preset.fps)
     progress.done("write")
     precision = backend.precision[tensors.VIDEO2WORLD_DENOISER.name]
-    metadata = _metadata(backend, request, progress, shape, precision)
+    metadata = replace(
+        _metadata(moderator, request, shape, precision),
+        refiner=refinement.outcome,
+        refined_prompt=refinement.prompt if refinement.outcome == "refined" else "",
+    )
     return _outputs(request, media, metadata, frames)
 
 
 def _metadata(
-    backend: Backend, request: Request, progress: Progress, shape: VideoShape, precision: str
+    moderator: Moderator, request: Request, shape: VideoShape, precision: str
 ) -> Metadata:
+    backend = moderator.backend
     return Metadata(
         task=request.task,
         prompt=request.prompt,
@@ -194,7 +224,9 @@ def _metadata(
         version=VERSION,
         image_guidance=getattr(request, "image_guidance", None),
         num_conditional_frames=getattr(request, "num_conditional_frames", None),
-        seconds=progress.seconds(),
+        seconds=moderator.progress.seconds(),
+        guardrail="on" if moderator.enabled else "off",
+        verdicts=[asdict(verdict) for verdict in moderator.verdicts],
     )
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Best of n: several clips from one input, each with its own seed, judged by the critic."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from predict2_runtime.drain import in_progress
+from predict2_runtime.progress import Progress
+from predict2_runtime.stages import Arrays
+from predict2_runtime.tensors import parse_request
+from predict2_spec import critic, tensors
+from predict2_spec.errors import (
+    InvalidRequestError,
+    Predict2Error,
+    RequestCancelledError,
+    ServerUnavailableError,
+)
+from predict2_spec.requests import Video2WorldRequest
+
+from .generation import Backend
+from .tasks import Outputs, video2world
+
+NUM_GENERATIONS = 2  # as the original
+NUM_TRIALS = 5
+
+
+def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
+    """The handler of the Triton model `best_of_n`."""
+
+    def run(arrays: Arrays, progress: Progress) -> Outputs:
+        rest = dict(arrays)
+        generations = _number(rest, "num_generations", NUM_GENERATIONS, critic.MAX_GENERATIONS)
+        trials = _number(rest, "num_critic_trials", NUM_TRIALS, critic.MAX_TRIALS)
+        request = parse_request("video2world", rest)
+        assert isinstance(request, Video2WorldRequest)
+        request.expect(backend.preset)
+        if request.seed + generations > 2**32:
+            raise InvalidRequestError(
+                f"seed {request.seed} and the {generations - 1} after it must be below {2**32}"
+            )
+        if backend.policy.reasoner is None:
+            raise ServerUnavailableError(
+                "this server has no reasoner to judge clips with; its owner can name one with "
+                "predict2-serve --reasoner"
+            )
+        with in_progress(backend.run_folder):
+            return best_of_n(backend, request, generations, trials, progress)
+
+    return run
+
+
+def best_of_n(
+    backend: Backend,
+    request: Video2WorldRequest,
+    num_generations: int,
+    num_trials: int,
+    progress: Progress,
+) -> Outputs:
+    """The clip that the critic finds best, and the ranking of all.
+
+    The clips are made side by side: their steps interleave, so several denoisers or GPUs share them.
+    One that fails, or can't be judged, is ranked last with its reason.
+
+    Raises:
+        Predict2Error: no clip came about; what the first one failed with, such as a guardrail's refusal.
+    """
+
+    def make(seed: int) -> tuple[critic.Judged, Outputs | Predict2Error]:
+        try:
+            outputs = video2world(backend, replace(request, seed=seed), progress)
+            answer = backend.call(
+                tensors.CRITIC, video=outputs["media"], num_trials=num_trials, seed=seed
+            )
+            score, responses = float(answer["score"][0]), tuple(answer["responses"])
+            return critic.Judged(seed, score, responses), outputs
+        except RequestCancelledError:
+            raise
+        except Predict2Error as error:
+            return critic.Judged(seed, 0.0, (), str(error)), error
+
+    seeds = range(request.seed, request.seed + num_generations)
+    with ThreadPoolExecutor(num_generations) as pool:
+        made = dict(pool.map(make, seeds))
+    ranking = critic.ranked(made)
+    best = made[ranking[0]]
+    if isinstance(best, Predict2Error):
+        raise best
+    return {
+        "media": best["media"],
+        "metadata": best["metadata"],
+        "ranking": critic.to_json(ranking),
+    }
+
+
+def _number(arrays: dict[str, Any], name: str, default: int, most: int) -> int:
+    array = arrays.pop(name, [default])
+    if len(array) != 1 or not 1 <= int(array[0]) <= most:
+        raise InvalidRequestError(f"{name} {list(array)} must be one number from 1 to {most}")
+    return int(array[0])
