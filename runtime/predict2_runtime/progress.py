@@ -29,6 +29,10 @@ class Progress:
         self._emit(Event(stage, step, of, round(now - self._start, 3)))
         self._check()
 
+    def beside(self) -> "Progress":
+        """Progress of work that runs beside other work of the same request, with a clock of its own."""
+        return Progress(self._emit, self._check)
+
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each stage so far, and in all."""
         total = time.monotonic() - self._start

@@ -69,7 +69,7 @@ def best_of_n(
 
     def make(seed: int) -> tuple[critic.Judged, Outputs | Predict2Error]:
         try:
-            outputs = video2world(backend, replace(request, seed=seed), progress)
+            outputs = video2world(backend, replace(request, seed=seed), progress.beside())
             answer = backend.call(
                 tensors.CRITIC, video=outputs["media"], num_trials=num_trials, seed=seed
             )

@@ -9,15 +9,16 @@ from pathlib import Path
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.repository import VERSION_FOLDER, read_preset
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
-from predict2_spec.tensors import served_stages
+from predict2_spec.presets import Preset
+from predict2_spec.tensors import GUARDRAIL_VIDEO, served_stages
 
 SHARED_MEMORY = Path("/dev/shm")
 # Each Python model starts with a region of 1 MiB and grows it to its largest tensors.
 MIN_SHARED_MEMORY = 64 * 1024 * 1024
 
 
-def check_repository(repository: Path) -> None:
-    """Every stage of the repository must hold an engine of the repository's preset.
+def check_repository(repository: Path) -> Preset:
+    """The preset; every stage must hold an engine of it, but for the frame guard, whose lack is the owner's matter.
 
     Raises:
         EngineMismatchError: the folder is missing or empty, an engine is missing or of another preset.
@@ -32,12 +33,15 @@ def check_repository(repository: Path) -> None:
     preset = read_preset(repository)
     for stage in served_stages(preset):
         folder = repository / stage.name
+        if stage is GUARDRAIL_VIDEO and not folder.is_dir():
+            continue
         found = read_manifest(folder / VERSION_FOLDER).preset
         if found != preset.name:
             raise EngineMismatchError(
                 f"{folder} holds an engine of preset {found}, the repository is for {preset.name}; "
                 "build it again with predict2-export"
             )
+    return preset
 
 
 def check_ports(address: str, ports: Mapping[str, int]) -> None:

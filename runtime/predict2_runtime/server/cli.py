@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from predict2_runtime.policy import Policy
 from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
-from . import checks, launch
+from . import checks, launch, owner
 from .tritonserver import find_tritonserver
 
 EPILOG = """\
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
     )
     parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
+    owner.add_flags(parser)
     return parser
 
 
@@ -99,7 +101,7 @@ def _ports(args: argparse.Namespace) -> launch.Ports:
     return ports
 
 
-def _run(server: launch.Server, args: argparse.Namespace, signals: _Signals) -> int:
+def _run(server: launch.Server, args: argparse.Namespace, policy: Policy, signals: _Signals) -> int:
     """From the started server to the exit code: until a signal or the command's end.
 
     Raises:
@@ -111,6 +113,8 @@ def _run(server: launch.Server, args: argparse.Namespace, signals: _Signals) -> 
     print(
         f"ready after {time.monotonic() - began:.1f} s: gRPC {ports.address}:{ports.grpc}, "
         f"HTTP {ports.address}:{ports.http}, metrics {ports.address}:{ports.metrics}/metrics",
+        owner.describe(policy),
+        sep="\n",
         file=sys.stderr,
         flush=True,
     )
@@ -150,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `predict2-serve`; returns the exit code."""
     args = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
-        checks.check_repository(args.repository)
+        preset = checks.check_repository(args.repository)
+        policy = owner.policy_from(args, preset, args.repository)
         checks.check_shared_memory()
         checks.check_command(args.command)
         ports = _ports(args)
@@ -158,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             triton = find_tritonserver(Path(work_folder))
             signals, failed = _Signals(), True
             server = launch.start(
-                triton, args.repository, ports, Path(work_folder), verbose=args.verbose
+                triton, args.repository, ports, Path(work_folder), policy, verbose=args.verbose
             )
             try:
-                code = _run(server, args, signals)
+                code = _run(server, args, policy, signals)
                 failed = False
                 return code
             finally:

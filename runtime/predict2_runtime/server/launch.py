@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from predict2_runtime import drain
+from predict2_runtime.policy import POLICY_VARIABLE, Policy
 from predict2_spec.errors import ServerUnavailableError
 
 from .checks import SHARED_MEMORY
@@ -44,14 +45,20 @@ class Server:
 
 
 def start(
-    triton: Tritonserver, repository: Path, ports: Ports, work_folder: Path, *, verbose: bool
+    triton: Tritonserver,
+    repository: Path,
+    ports: Ports,
+    work_folder: Path,
+    policy: Policy,
+    *,
+    verbose: bool,
 ) -> Server:
     """Start Triton over a repository; `work_folder` lives as long as it."""
     run_folder = work_folder / "run"
     run_folder.mkdir()
     shared_memory = f"predict2_{uuid4().hex}_"
     command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
-    environment = server_environment(triton, os.environ, run_folder)
+    environment = server_environment(triton, os.environ, run_folder, policy)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     return Server(process, ports, run_folder, shared_memory)
@@ -84,10 +91,14 @@ def server_command(
 
 
 def server_environment(
-    triton: Tritonserver, environment: Mapping[str, str], run_folder: Path
+    triton: Tritonserver, environment: Mapping[str, str], run_folder: Path, policy: Policy
 ) -> dict[str, str]:
     """The environment in which Triton's Python models see what this interpreter sees."""
-    result = {**environment, drain.RUN_FOLDER_VARIABLE: str(run_folder)}
+    result = {
+        **environment,
+        drain.RUN_FOLDER_VARIABLE: str(run_folder),
+        POLICY_VARIABLE: policy.to_json(),
+    }
     if triton.shared_libraries:
         result["LD_LIBRARY_PATH"] = triton.shared_libraries
         # The models' embedded Python ignores PYTHONPATH; it takes the first python3 on PATH for itself and

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from predict2_runtime.drain import RUN_FOLDER_VARIABLE
+from predict2_runtime.policy import POLICY_VARIABLE, Policy
 from predict2_runtime.server import tritonserver
 from predict2_runtime.server.launch import Ports, server_command, server_environment
 from predict2_runtime.server.tritonserver import Tritonserver, find_tritonserver
@@ -61,15 +62,21 @@ def test_an_unsupported_python_is_told_which_are_supported(tmp_path, monkeypatch
 
 def test_models_find_this_environment_through_the_first_python_on_path():
     environment = server_environment(
-        Tritonserver(Path("t"), None, "/lib"), {"PATH": "/x"}, Path("/run")
+        Tritonserver(Path("t"), None, "/lib"), {"PATH": "/x"}, Path("/run"), Policy()
     )
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/x"
     assert environment["LD_LIBRARY_PATH"] == "/lib"
 
 
 def test_a_container_keeps_its_own_environment(tmp_path):
-    environment = server_environment(Tritonserver(Path("t"), None, None), {"PATH": "/x"}, tmp_path)
-    assert environment == {"PATH": "/x", RUN_FOLDER_VARIABLE: str(tmp_path)}
+    environment = server_environment(
+        Tritonserver(Path("t"), None, None), {"PATH": "/x"}, tmp_path, Policy()
+    )
+    assert environment == {
+        "PATH": "/x",
+        RUN_FOLDER_VARIABLE: str(tmp_path),
+        POLICY_VARIABLE: Policy().to_json(),
+    }
 
 
 def test_the_server_listens_where_it_is_told_and_nowhere_else(tmp_path):

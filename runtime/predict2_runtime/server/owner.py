@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The owner's part of `predict2-serve`: guardrails, refiner and critic, from options to a policy."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from predict2_runtime.policy import API_KEY_VARIABLE, LanguageModel, Policy
+from predict2_runtime.repository import VERSION_FOLDER
+from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.manifest import MANIFEST_FILE
+from predict2_spec.presets import Preset
+from predict2_spec.tensors import GUARDRAIL_VIDEO
+
+NONE = "none"
+_WHERE = "a checkpoint folder, or URL#MODEL of an OpenAI-compatible endpoint"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what may be asked for and who helps with it."""
+    guards = parser.add_argument_group("guardrails")
+    guards.add_argument("--text-guard", metavar="WHERE", help=f"Llama-Guard-3 or Qwen3Guard: {_WHERE}; the default is what lies in --checkpoints")  # fmt: skip
+    guards.add_argument("--blocklists", type=Path, metavar="DIR", help="folder with custom/, whitelist/ and exact_match/ lists beside those that ship")  # fmt: skip
+    guards.add_argument("--guard-pictures", action="store_true", help="look at text2image's pictures too, not only at clips")  # fmt: skip
+    guards.add_argument("--offload-guardrail", action="store_true", help="keep a local text guard on the CPU between calls")  # fmt: skip
+    guards.add_argument("--allow-disable-guardrail", action="store_true", help="let a request switch all guardrails off for itself")  # fmt: skip
+    guards.add_argument("--run-unguarded", action="store_true", help="start although guard models are missing; what is there still guards")  # fmt: skip
+    refiner = parser.add_argument_group("prompt refiner and critic")
+    refiner.add_argument("--reasoner", metavar="WHERE", help=f"Cosmos-Reason1: {_WHERE}; the default is what lies in --checkpoints; '{NONE}': no refiner, no critic")  # fmt: skip
+    refiner.add_argument("--offload-prompt-refiner", action="store_true", help="keep a local reasoner on the CPU between calls")  # fmt: skip
+    refiner.add_argument("--require-prompt-refiner", action="store_true", help="refuse a request when the refiner fails, rather than take its own prompt")  # fmt: skip
+    models = parser.add_argument_group("language models")
+    models.add_argument("--checkpoints", type=Path, default=Path("build/checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
+    models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
+    models.add_argument("--language-timeout", type=float, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {API_KEY_VARIABLE}")  # fmt: skip
+
+
+def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> Policy:
+    """What the options decide.
+
+    Raises:
+        EngineMismatchError: guard models are missing and nobody said to run without them.
+        ServerUnavailableError: an option names nothing that can answer.
+    """
+    text_guard = _find(args, "text_guard", preset.text_guard_path, args.offload_guardrail)
+    guard_frames = (repository / GUARDRAIL_VIDEO.name / VERSION_FOLDER / MANIFEST_FILE).is_file()
+    missing = []
+    if preset.text_guard_path and text_guard is None:
+        missing.append(
+            f"no text guard in {args.checkpoints / preset.text_guard_path} (`predict2-export fetch --with guardrails`, "
+            "or name one with --text-guard)"
+        )
+    if not guard_frames:
+        missing.append(
+            f"no engine of {GUARDRAIL_VIDEO.name} in {repository} (build it from the fetched guardrails)"
+        )
+    if missing and not args.run_unguarded:
+        raise EngineMismatchError(
+            f"guard models are missing: {'; '.join(missing)}. To start without them, say --run-unguarded"
+        )
+    if args.blocklists and not args.blocklists.is_dir():
+        raise ServerUnavailableError(f"--blocklists {args.blocklists} is no folder")
+    return Policy(
+        allow_disable_guardrail=args.allow_disable_guardrail,
+        guard_frames=guard_frames,
+        guard_pictures=args.guard_pictures,
+        blocklists=str(args.blocklists.resolve()) if args.blocklists else "",
+        text_guard=text_guard,
+        reasoner=_find(args, "reasoner", preset.reasoner_path, args.offload_prompt_refiner),
+        require_refiner=args.require_prompt_refiner,
+    )
+
+
+def describe(policy: Policy) -> str:
+    """One line on what guards the server and who refines its prompts."""
+    guards = [
+        "blocklist",
+        *([f"text guard {policy.text_guard.model}"] if policy.text_guard else []),
+        *(["frames"] if policy.guard_frames else []),
+        *(["pictures"] if policy.guard_frames and policy.guard_pictures else []),
+    ]
+    may = "may" if policy.allow_disable_guardrail else "can't"
+    reasoner = policy.reasoner.model if policy.reasoner else "none"
+    return f"guardrails: {', '.join(guards)}; requests {may} switch them off; reasoner: {reasoner}"
+
+
+def _find(
+    args: argparse.Namespace, option: str, default: str, offload: bool
+) -> LanguageModel | None:
+    """The language model an option names; without one the checkpoint at its default place, if it's there."""
+    flag, where = f"--{option.replace('_', '-')}", getattr(args, option)
+    if where == NONE:
+        return None
+    if where and where.startswith(("http://", "https://")):
+        url, _, model = where.partition("#")
+        if not (model and urlsplit(url).hostname):
+            raise ServerUnavailableError(
+                f"{flag} {where!r:.200} must be a URL and the name of the model there, such as "
+                "http://127.0.0.1:9000/v1#nvidia/Cosmos-Reason1-7B"
+            )
+        return LanguageModel(model, url=url, timeout_s=args.language_timeout)
+    folder = Path(where) if where else args.checkpoints / default
+    if not (where or default) or not (where or folder.is_dir()):
+        return None
+    if not (folder / "config.json").is_file():
+        raise ServerUnavailableError(
+            f"{flag}: {folder} holds no checkpoint (no config.json); fetch it whole, or name another"
+        )
+    _check_local(flag)
+    device = args.language_device or ("cuda" if Path("/dev/nvidiactl").exists() else "cpu")
+    return LanguageModel(
+        str(folder.resolve()), device=device, offload=offload, timeout_s=args.language_timeout
+    )
+
+
+def _check_local(flag: str) -> None:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise ServerUnavailableError(
+                f"{flag} names a folder, and {package}, which would run it here, isn't installed; "
+                "install it (pip install torch transformers), or name an endpoint by its URL"
+            )

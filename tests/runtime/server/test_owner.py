@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+from dataclasses import replace
+
+import pytest
+
+from predict2_runtime.policy import LanguageModel, Policy
+from predict2_runtime.server import owner
+from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.presets import TOY, find_preset
+
+BIG = find_preset("2b-480p-16fps")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    manifest = tmp_path / "served" / "guardrail_video" / "1" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    for path in (BIG.text_guard_path, BIG.reasoner_path):
+        config = tmp_path / "checkpoints" / path / "config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text("{}")
+    return tmp_path / "checkpoints"
+
+
+def policy(preset, repository, *flags):
+    parser = argparse.ArgumentParser()
+    owner.add_flags(parser)
+    return owner.policy_from(parser.parse_args(list(map(str, flags))), preset, repository)
+
+
+def test_a_preset_without_guard_models_of_its_own_starts_with_the_safe_defaults(repository):
+    assert policy(TOY, repository) == Policy()
+
+
+def test_fetched_models_are_found(repository, checkpoints):
+    found = policy(BIG, repository, "--checkpoints", checkpoints, "--language-device", "cuda")
+    assert found.text_guard == LanguageModel(str(checkpoints / BIG.text_guard_path), device="cuda")
+    assert found.reasoner == LanguageModel(str(checkpoints / BIG.reasoner_path), device="cuda")
+
+
+def test_a_missing_text_guard_is_refused_until_the_owner_says_so(repository, tmp_path):
+    with pytest.raises(EngineMismatchError, match=r"Llama-Guard-3-8B .*say --run-unguarded"):
+        policy(BIG, repository, "--checkpoints", tmp_path)
+    found = policy(BIG, repository, "--checkpoints", tmp_path, "--run-unguarded")
+    assert found.text_guard is None
+    assert found.guard_frames
+
+
+def test_a_missing_frame_guard_is_refused_until_the_owner_says_so(tmp_path):
+    with pytest.raises(
+        EngineMismatchError, match=r"no engine of guardrail_video .*--run-unguarded"
+    ):
+        policy(TOY, tmp_path)
+    assert not policy(TOY, tmp_path, "--run-unguarded").guard_frames
+
+
+def test_an_endpoint_is_named_by_url_and_model(repository):
+    url = "https://host:9000/v1#nvidia/Cosmos-Reason1-7B"
+    found = policy(TOY, repository, "--reasoner", url, "--language-timeout", 7)
+    assert found.reasoner == LanguageModel(
+        "nvidia/Cosmos-Reason1-7B", url="https://host:9000/v1", timeout_s=7.0
+    )
+
+
+@pytest.mark.parametrize("url", ["http://host:9000/v1", "https://#model"])
+def test_an_endpoint_without_host_or_model_is_refused(repository, url):
+    with pytest.raises(ServerUnavailableError, match="must be a URL and the name of the model"):
+        policy(TOY, repository, "--text-guard", url)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(repository, tmp_path):
+    with pytest.raises(ServerUnavailableError, match=r"--reasoner: .* holds no checkpoint"):
+        policy(TOY, repository, "--reasoner", tmp_path)
+
+
+def test_the_reasoner_can_be_left_out(repository, checkpoints):
+    found = policy(BIG, repository, "--checkpoints", checkpoints, "--reasoner", "none")
+    assert found.reasoner is None
+
+
+def test_switches_reach_the_policy(repository, checkpoints, tmp_path):
+    found = policy(
+        BIG, repository, "--checkpoints", checkpoints, "--blocklists", tmp_path,
+        "--allow-disable-guardrail", "--guard-pictures", "--offload-guardrail",
+        "--offload-prompt-refiner", "--require-prompt-refiner",
+    )  # fmt: skip
+    assert found.allow_disable_guardrail
+    assert found.guard_pictures
+    assert found.require_refiner
+    assert found.blocklists == str(tmp_path)
+    assert found.text_guard.offload
+    assert found.reasoner.offload
+
+
+def test_lists_that_are_not_there_are_refused(repository, tmp_path):
+    with pytest.raises(ServerUnavailableError, match="none is no folder"):
+        policy(TOY, repository, "--blocklists", tmp_path / "none")
+
+
+def test_the_line_at_the_start_says_what_guards_and_what_does_not():
+    assert owner.describe(Policy()) == (
+        "guardrails: blocklist, frames; requests can't switch them off; reasoner: none"
+    )
+    little = Policy(allow_disable_guardrail=True, guard_frames=False, guard_pictures=True)
+    more = replace(little, text_guard=LanguageModel("guard"), reasoner=LanguageModel("sage"))
+    assert owner.describe(more) == (
+        "guardrails: blocklist, text guard guard; requests may switch them off; reasoner: sage"
+    )
