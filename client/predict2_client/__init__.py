@@ -9,20 +9,23 @@ from predict2_spec.errors import (
     ServerError,
     ServerUnavailableError,
 )
+from predict2_spec.guardrails import Verdict
 from predict2_spec.results import Event, Metadata
 
 from .client import Client
-from .wire import Result
+from .wire import Judgement, Result
 
 __all__ = [
     "BlockedError",
     "Client",
     "Event",
     "InvalidRequestError",
+    "Judgement",
     "Metadata",
     "Predict2Error",
     "RequestCancelledError",
     "Result",
     "ServerError",
     "ServerUnavailableError",
+    "Verdict",
 ]

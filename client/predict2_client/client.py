@@ -5,20 +5,21 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from predict2_spec.critic import Judged
 from predict2_spec.errors import InvalidRequestError, ServerError, ServerUnavailableError
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest, Video2WorldRequest
 from predict2_spec.results import Event, Failure
 from predict2_spec.tensors import GENERATE
 
 from . import media, wire
-from .wire import Result
+from .wire import Judgement, Result
 
 DEFAULT_URL = "127.0.0.1:8001"
 OnEvent = Callable[[Event], None]
@@ -121,28 +122,68 @@ class Client:
 
         Raises:
             InvalidRequestError: the server refused the request.
+            BlockedError: a guardrail refused the prompt or the result.
             RequestCancelledError: it was cancelled, or took longer than `timeout_s`.
             ServerUnavailableError: no server answers, or it went away.
             ServerError: the server failed.
         """
+        with self._exchange():
+            if on_event is None:
+                message = wire.infer_request(request, request.task)
+                return _result(self._call(message, timeout_s))
+            return self._stream(request, on_event, timeout_s)
+
+    def judge(
+        self, clip: bytes, num_trials: int = 5, seed: int = 0, timeout_s: float | None = None
+    ) -> Judgement:
+        """Ask the critic whether a clip, an encoded mp4, has anomalies.
+
+        Args:
+            clip: what it looks at.
+            num_trials: how many times it is asked.
+            seed: of its answers.
+            timeout_s: the longest to wait; None for no limit.
+
+        Raises:
+            Predict2Error: as `generate`; ServerUnavailableError also where the server has no critic.
+        """
+        message = wire.judge_request(clip, num_trials, seed)
+        with self._exchange():
+            return wire.read_judgement(self._call(message, timeout_s))
+
+    def best_of_n(
+        self,
+        request: Video2WorldRequest,
+        num_generations: int = 2,
+        num_trials: int = 5,
+        timeout_s: float | None = None,
+    ) -> tuple[Result, tuple[Judged, ...]]:
+        """The clip that the critic finds best among several, and the ranking of all.
+
+        Their seeds are the request's and those after it. Raises as `judge`.
+        """
+        message = wire.best_of_n_request(request, num_generations, num_trials)
+        with self._exchange():
+            answer = self._call(message, timeout_s)
+        return _result(answer), wire.read_ranking(answer)
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """One request at a time; what goes wrong comes out as an error of ours."""
         with self._busy:
             try:
-                if on_event is None:
-                    return self._call(request, timeout_s)
-                return self._stream(request, on_event, timeout_s)
+                yield
             except grpc.RpcError as error:
-                raise wire.error_from(error.code().name, error.details(), self.url) from None
+                code = error.code().name
+                answered = code == "UNAVAILABLE" and self.is_ready()
+                raise wire.error_from(code, error.details(), self.url, answered=answered) from None
 
-    def _call(self, request: Request, timeout_s: float | None) -> Result:
-        message = wire.infer_request(request, request.task)
+    def _call(self, message: Any, timeout_s: float | None) -> Any:
         call = self._stub.ModelInfer.future(message, timeout=timeout_s)
         try:
-            answer = wire.read_response(call.result())
+            return call.result()
         finally:
             call.cancel()  # of no effect once the answer is here
-        if not isinstance(answer, Result):
-            raise ServerError(f"the model {request.task} answered with an event, not a result")
-        return answer
 
     def _stream(self, request: Request, on_event: OnEvent, timeout_s: float | None) -> Result:
         message = wire.infer_request(request, GENERATE.name)
@@ -157,7 +198,7 @@ class Client:
                     return answer
                 if isinstance(answer, Failure):
                     _let_end(call)
-                    raise wire.error_from(answer.status, answer.message, self.url)
+                    raise wire.failure_error(answer, self.url)
                 on_event(answer)
         finally:
             call.cancel()
@@ -201,6 +242,13 @@ class Client:
         if input_path is not None:
             fields = {**fields, **media.read_input(input_path)}
         return self.generate(Video2WorldRequest(prompt=prompt, **fields), on_event, timeout_s)
+
+
+def _result(answer: Any) -> Result:
+    result = wire.read_response(answer)
+    if not isinstance(result, Result):
+        raise ServerError("the server answered with an event, not a result")
+    return result
 
 
 def _let_end(call: Any) -> None:

@@ -48,9 +48,9 @@ def event_response(stage="denoise", step=1, of=2):
     return _text_response("event", Event(stage, step, of, 0.5).to_json())
 
 
-def failure_response(status, message):
+def failure_response(status, message, verdict=None):
     """What the server sends at the end of a stream that failed."""
-    return _text_response("error", Failure(status, message).to_json())
+    return _text_response("error", Failure(status, message, verdict).to_json())
 
 
 def result_response(media=b"picture", metadata=METADATA, frames=None):
@@ -66,8 +66,21 @@ def result_response(media=b"picture", metadata=METADATA, frames=None):
     return response
 
 
+def judgement_response(responses=("<answer>No</answer>",), score=1.0):
+    """What the critic answers."""
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="responses", datatype="BYTES", shape=[len(responses)])
+    response.raw_output_contents.append(b"".join(_text(text) for text in responses))
+    response.outputs.add(name="score", datatype="FP64", shape=[1])
+    response.raw_output_contents.append(np.float64(score).tobytes())
+    return response
+
+
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`unary` answers a request; `stream` yields what a decoupled model sends; both may abort."""
+    """`unary` answers a request, `critic` those to the critic, `stream` yields what a decoupled model sends.
+
+    All may abort.
+    """
 
     def __init__(self):
         self.url = ""
@@ -76,6 +89,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.headers = {}
         self.ended_early = threading.Event()  # the caller went away before the answer was complete
         self.unary = lambda request, context: result_response()
+        self.critic = lambda request, context: judgement_response()
         self.stream = lambda request, context: iter((event_response(), result_response()))
 
     def ServerReady(self, request, context):  # noqa: N802, the protocol's name
@@ -83,7 +97,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):  # noqa: N802
         answered = self._begin(request, context)
-        answer = self.unary(request, context)
+        model = self.critic if request.model_name == "critic" else self.unary
+        answer = model(request, context)
         answered.set()
         return answer
 
@@ -125,6 +140,7 @@ def respond():
     class Respond:
         event = staticmethod(event_response)
         failure = staticmethod(failure_response)
+        judgement = staticmethod(judgement_response)
         result = staticmethod(result_response)
         metadata = METADATA
 

@@ -9,14 +9,15 @@ import time
 import grpc
 import pytest
 
-from predict2_client import Client
+from predict2_client import Client, Judgement
 from predict2_spec.errors import (
+    BlockedError,
     InvalidRequestError,
     RequestCancelledError,
     ServerError,
     ServerUnavailableError,
 )
-from predict2_spec.requests import Text2ImageRequest
+from predict2_spec.requests import Text2ImageRequest, Video2WorldRequest
 
 REQUEST = Text2ImageRequest(prompt="a ball")
 
@@ -99,6 +100,74 @@ def test_refused_request_raises_with_the_servers_words(client, server, on_event)
     server.stream = lambda request, context: iter(refuse(request, context) or ())
     with pytest.raises(InvalidRequestError, match=r"^seed is odd$"):
         client.generate(REQUEST, on_event)
+
+
+@MODES
+def test_refusal_of_a_guardrail_raises_with_its_verdict_where_there_is_one(
+    client, server, respond, on_event
+):
+    message = "blocked: guardrail content refuses the clip"
+
+    def refuse(request, context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+    verdict = {"safe": False, "subject": "clip", "check": "content", "entry": "3-7"}
+    failure = respond.failure("INVALID_ARGUMENT", message, verdict)
+    server.unary = refuse
+    server.stream = lambda request, context: iter((failure,))
+    with pytest.raises(BlockedError, match="refuses the clip") as caught:
+        client.generate(REQUEST, on_event)
+    if on_event:
+        assert caught.value.verdict.entry == "3-7"
+    else:
+        assert caught.value.verdict is None
+
+
+def without_critic(request, context):
+    context.abort(grpc.StatusCode.UNAVAILABLE, "no critic here; ask the owner for one")
+
+
+def test_critic_is_asked_about_a_clip(client, server, respond):
+    answers = ("<answer>Yes</answer>", "<answer>No</answer>")
+    server.critic = lambda request, context: respond.judgement(answers, 0.5)
+    assert client.judge(b"mp4", num_trials=2, seed=7) == Judgement(answers, 0.5)
+    assert sent_values(server)["video"] == b"mp4"
+
+
+def test_server_without_a_critic_says_so_itself(client, server):
+    server.critic = without_critic
+    with pytest.raises(ServerUnavailableError) as caught:
+        client.judge(b"mp4")
+    reason = "can't do this: no critic here; ask the owner for one"
+    assert str(caught.value) == f"the server at {server.url} {reason}"
+
+
+def test_server_that_is_not_ready_is_unavailable_whatever_it_says(client, server):
+    server.critic, server.ready = without_critic, False
+    with pytest.raises(ServerUnavailableError, match=r"unavailable \(no critic .*predict2 ready"):
+        client.judge(b"mp4")
+
+
+def test_time_limit_holds_for_the_critic(client, server, respond):
+    server.critic = lambda request, context: server.ended_early.wait(10) or respond.judgement()
+    with pytest.raises(RequestCancelledError, match="time limit"):
+        client.judge(b"mp4", timeout_s=0.3)
+    assert server.ended_early.wait(3)
+
+
+def test_best_of_n_brings_the_best_clip_and_the_ranking(client, server, respond):
+    def answer(request, context):
+        response = respond.result(b"best")
+        text = b'[{"seed": 1, "score": 0.5, "responses": ["a"], "error": ""}]'
+        response.outputs.add(name="ranking", datatype="BYTES", shape=[1])
+        response.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
+        return response
+
+    server.unary = answer
+    result, ranking = client.best_of_n(Video2WorldRequest(prompt="on", image=b"png"), 2, 1)
+    assert result.media == b"best"
+    assert [(clip.seed, clip.score) for clip in ranking] == [(1, 0.5)]
+    assert server.requests[0].model_name == "best_of_n"
 
 
 def test_stream_error_without_a_status_raises(client, server):

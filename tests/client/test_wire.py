@@ -8,19 +8,22 @@ import pytest
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from predict2_client import wire
+from predict2_spec.critic import MAX_TRIALS, Judged, to_json
 from predict2_spec.errors import (
+    BlockedError,
     InvalidRequestError,
     RequestCancelledError,
     ServerError,
     ServerUnavailableError,
 )
+from predict2_spec.guardrails import Verdict, refusal
 from predict2_spec.requests import (
     REQUESTS,
     Text2ImageRequest,
     Text2WorldRequest,
     Video2WorldRequest,
 )
-from predict2_spec.results import Event
+from predict2_spec.results import Event, Failure
 from predict2_spec.tensors import MODELS
 
 URL = "example:8001"
@@ -38,13 +41,16 @@ EVERYTHING = {
         resolution="720",
         fps=16,
         return_frames=True,
+        disable_guardrail=True,
         guidance=0.1,
         output_format="png",
     ),
     "video2world": Video2WorldRequest(
         prompt="on", video=bytes(range(256)), num_conditional_frames=5, num_frames=9
     ),
-    "text2world": Text2WorldRequest(prompt="on", guidance=0.0, image_guidance=2.5),
+    "text2world": Text2WorldRequest(
+        prompt="on", guidance=0.0, image_guidance=2.5, disable_prompt_refiner=True
+    ),
 }
 
 
@@ -90,6 +96,66 @@ def test_tensors_are_those_of_the_model(task, model):
         expected = known[tensor.name]
         assert tensor.datatype == expected.dtype
         assert len(tensor.shape) == len(expected.dims)
+
+
+def test_best_of_n_is_a_video2world_request_and_two_numbers():
+    message = wire.best_of_n_request(EVERYTHING["video2world"], 4, 3)
+    assert message.model_name == "best_of_n"
+    values = decode(message)
+    assert (values.pop("num_generations"), values.pop("num_critic_trials")) == (4, 3)
+    assert Video2WorldRequest(**values) == EVERYTHING["video2world"]
+    known = {t.name: t.dtype for t in MODELS["best_of_n"].inputs}
+    assert all(known[tensor.name] == tensor.datatype for tensor in message.inputs)
+
+
+def test_question_to_the_critic_carries_clip_trials_and_seed():
+    message = wire.judge_request(b"mp4", 3, 2**32 - 1)
+    assert message.model_name == "critic"
+    assert decode(message) == {"video": b"mp4", "num_trials": 3, "seed": 2**32 - 1}
+    dtypes = {t.name: t.dtype for t in MODELS["critic"].inputs}
+    assert {t.name: t.datatype for t in message.inputs} == dtypes
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ((b"", 1, 0), "the clip has 0 bytes"),
+        ((b"mp4", 0, 0), f"num_trials 0 must be between 1 and {MAX_TRIALS}"),
+        ((b"mp4", MAX_TRIALS + 1, 0), "num_trials"),
+        ((b"mp4", 1, -1), "seed -1 must be between 0"),
+        ((b"mp4", 1, 2**32), "seed"),
+    ],
+)
+def test_question_outside_its_limits_is_refused(question, reason):
+    with pytest.raises(InvalidRequestError, match=reason):
+        wire.judge_request(*question)
+
+
+def test_judgement_is_read(respond):
+    judgement = wire.read_judgement(respond.judgement(("größer", "", "<answer>No</answer>"), 0.5))
+    assert judgement == wire.Judgement(("größer", "", "<answer>No</answer>"), 0.5)
+
+
+@pytest.mark.parametrize("score", [float("nan"), 1.5, -0.1])
+def test_score_that_is_none_is_a_server_error(respond, score):
+    with pytest.raises(ServerError, match="score"):
+        wire.read_judgement(respond.judgement(score=score))
+
+
+def test_answer_without_a_judgement_or_ranking_names_the_versions(respond):
+    for read in (wire.read_judgement, wire.read_ranking):
+        with pytest.raises(ServerError, match="different versions"):
+            read(respond.result())
+
+
+def test_ranking_beside_a_result_is_read(respond):
+    ranking = (Judged(4, 0.5, ("a", "b")), Judged(3, 0.0, (), "no"))
+    response = respond.result()
+    text = to_json(ranking).encode()
+    response.outputs.add(name="ranking", datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
+    assert wire.read_ranking(response) == ranking
+    assert wire.read_response(response).media == b"picture"
 
 
 def test_unset_fields_stay_at_home():
@@ -158,6 +224,43 @@ def test_response_with_neither_event_nor_result_is_a_server_error(respond):
 )
 def test_status_becomes_its_error(code, kind):
     assert type(wire.error_from(code, "why", URL)) is kind
+
+
+def test_part_that_a_server_has_not_is_told_in_its_own_words():
+    error = wire.error_from("UNAVAILABLE", "no critic here; ask for one", URL, answered=True)
+    assert type(error) is ServerUnavailableError
+    assert str(error) == f"the server at {URL} can't do this: no critic here; ask for one"
+
+
+VERDICT = Verdict(False, "clip", "content", "Violence", "3-7")
+
+
+@pytest.mark.parametrize("wrap", ["", "[request id: 1] in ensemble 'x', "])
+def test_refusal_of_a_guardrail_is_no_mistake_of_the_caller(wrap):
+    error = wire.error_from("INVALID_ARGUMENT", f"{wrap}{refusal(VERDICT)}", URL)
+    assert type(error) is BlockedError
+    assert (str(error), error.verdict) == (str(refusal(VERDICT)), None)
+
+
+def test_message_that_only_mentions_a_refusal_is_none():
+    error = wire.error_from("INVALID_ARGUMENT", "prompt 'blocked: me' is odd", URL)
+    assert type(error) is InvalidRequestError
+
+
+@pytest.mark.parametrize(
+    ("verdict", "read"),
+    [
+        (dataclasses.asdict(VERDICT), VERDICT),
+        ({**dataclasses.asdict(VERDICT), "new": 1}, VERDICT),
+        ({"of": "another version"}, None),
+        (None, None),
+    ],
+)
+def test_refusal_at_the_end_of_a_stream_brings_its_verdict(verdict, read):
+    failure = Failure("INVALID_ARGUMENT", str(refusal(VERDICT)), verdict)
+    error = wire.failure_error(failure, URL)
+    assert type(error) is BlockedError
+    assert error.verdict == read
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNKNOWN"])  # unary calls and streams differ
