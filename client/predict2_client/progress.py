@@ -1,31 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of one request on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of requests on stderr: a bar each on a terminal, a line now and then elsewhere."""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from predict2_spec.results import Event
 
 from .client import OnEvent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Shows one request among several, under a label; None when nothing is to be shown.
+Shown = Callable[[str], contextlib.AbstractContextManager[OnEvent | None]]
 
 _LINE_EVERY_S = 15.0
 
 
 @contextlib.contextmanager
 def shown(label: str, quiet: bool) -> Iterator[OnEvent | None]:
-    """Yield what to call for each event; None when nothing is to be shown."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with _bar(label) as on_event:
-            yield on_event
-    else:
-        yield _Lines(label)
+    """Yield what to call for each event of one request; None when nothing is to be shown."""
+    with board(quiet) as show, show(label) as on_event:
+        yield on_event
 
 
 @contextlib.contextmanager
-def _bar(label: str) -> Iterator[OnEvent]:
+def board(quiet: bool) -> Iterator[Shown]:
+    """Yield what shows a request; several, of several threads, may be shown at the same time."""
+    if quiet:
+        yield lambda label: contextlib.nullcontext()
+    elif sys.stderr.isatty():
+        with _bars() as bars:
+            yield partial(_bar, bars)
+    else:
+        yield lambda label: contextlib.nullcontext(_Lines(label))
+
+
+def _bars() -> "Progress":
     from rich import progress
     from rich.console import Console
 
@@ -37,20 +51,26 @@ def _bar(label: str) -> Iterator[OnEvent]:
         progress.TextColumn("left:"),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(f"{label}: waiting", total=None)
-        stage = ""
+    return progress.Progress(*columns, console=Console(stderr=True), transient=True)
 
-        def on_event(event: Event) -> None:
-            nonlocal stage
-            if (
-                event.stage != stage
-            ):  # the time left is estimated from the steps of this stage alone
-                stage = event.stage
-                bars.reset(task, description=f"{label}: {stage}", total=event.of)
-            bars.update(task, completed=event.step)
 
+@contextlib.contextmanager
+def _bar(bars: "Progress", label: str) -> Iterator[OnEvent]:
+    task = bars.add_task(f"{label}: waiting", total=None)
+    stage = ""
+
+    def on_event(event: Event) -> None:
+        nonlocal stage
+        if event.stage != stage:  # the time left is estimated from the steps of this stage alone
+            stage = event.stage
+            bars.reset(task, description=f"{label}: {stage}", total=event.of)
+        bars.update(task, completed=event.step)
+
+    try:
         yield on_event
+    finally:
+        bars.refresh()  # the last step may be younger than what is on the screen
+        bars.remove_task(task)
 
 
 class _Lines:

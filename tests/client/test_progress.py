@@ -40,20 +40,50 @@ def test_closed_stderr_does_not_cost_the_result(monkeypatch):
         on_event(Event("write", 1, 1, 1.0))
 
 
-def test_terminal_gets_a_bar_with_stage_and_step(monkeypatch):
+@contextlib.contextmanager
+def terminal(monkeypatch):
+    """A terminal as stderr; gives a list that holds what it showed, once it is closed."""
     monkeypatch.setenv("TERM", "xterm")
     reader, writer = pty.openpty()
     os.set_blocking(reader, False)
-    with os.fdopen(writer, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with progress.shown("[a].mp4", quiet=False) as on_event:
-            on_event(Event("encode_text", 1, 1, 0.1))
-            on_event(Event("denoise_video", 3, 36, 1.0))
+    seen = []
+    with os.fdopen(writer, "w") as end:
+        monkeypatch.setattr(sys, "stderr", end)
+        yield seen
         monkeypatch.undo()
-        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read_all(reader))
+        seen.append(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read_all(reader)))
     os.close(reader)
-    assert "[a].mp4: waiting" in shown
-    assert re.search(r"\[a\]\.mp4: denoise_video .* 3/36 0:00:0\d left: ", shown)
+
+
+def test_terminal_gets_a_bar_with_stage_and_step(monkeypatch):
+    with terminal(monkeypatch) as seen, progress.shown("[a].mp4", quiet=False) as on_event:
+        on_event(Event("encode_text", 1, 1, 0.1))
+        on_event(Event("denoise_video", 3, 36, 1.0))
+    assert "[a].mp4: waiting" in seen[0]
+    assert re.search(r"\[a\]\.mp4: denoise_video .* 3/36 0:00:0\d left: ", seen[0])
+
+
+def test_requests_at_the_same_time_have_a_bar_each(monkeypatch):
+    with (
+        terminal(monkeypatch) as seen,
+        progress.board(quiet=False) as show,
+        show("a.mp4") as first,
+        show("b.mp4") as second,
+    ):
+        first(Event("denoise", 2, 9, 1.0))
+        second(Event("denoise", 5, 9, 1.0))
+    together = re.compile(r"a\.mp4: denoise .* 2/9 .*\s+b\.mp4: denoise .* 5/9 ")
+    assert together.search(seen[0])
+
+
+def test_requests_at_the_same_time_have_lines_of_their_own(capsys):
+    with progress.board(quiet=False) as show, show("a.mp4") as first, show("b.mp4") as second:
+        first(Event("denoise", 9, 9, 1.0))
+        second(Event("denoise", 9, 9, 2.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "a.mp4: denoise 9/9, 1.0 s",
+        "b.mp4: denoise 9/9, 2.0 s",
+    ]
 
 
 def read_all(descriptor):
