@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predict2_runtime.policy import LanguageModel
+from predict2_spec.errors import EngineMismatchError
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3]
 
@@ -56,6 +57,11 @@ def open_language_model(where: LanguageModel) -> Ask:
         from .endpoint import open_endpoint
 
         return open_endpoint(where)
-    from .local import open_local
-
+    try:
+        from .local import open_local
+    except ImportError as error:
+        raise EngineMismatchError(
+            f"{where.model} can't be run here: {error}. Install torch and transformers "
+            "(pip install torch transformers), or name an endpoint by its URL"
+        ) from error
     return open_local(where)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploaded clips for those who only look at them: frames evenly taken, and shrunk while decoding."""
+
+import io
+from typing import Any
+
+import av
+import numpy as np
+
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.requests import LIMITS
+
+from .frames import Frames, _upright, _video_frames
+from .language.vision import DEPTH, clip_size, resize
+
+_LEAST_FRAMES = 4
+MAX_FRAMES = 768
+_SLOWEST, _FASTEST = 0.1, 1000.0  # frames per second; a file may claim anything
+
+
+def sample_clip(data: bytes, fps: float) -> tuple[Frames, float]:
+    """Up to MAX_FRAMES frames of an uploaded mp4 at some `fps`, evenly over all of it.
+
+    Returns:
+        The frames at the size a language model looks at them, UINT8 [F, H, W, 3], F even unless the clip has but
+        one, and how many there are per second.
+
+    Raises:
+        InvalidRequestError: it is no readable mp4 with pictures, or is too large.
+    """
+    if len(data) > LIMITS.media_bytes:
+        raise InvalidRequestError(
+            f"the video has {len(data)} bytes; the limit is {LIMITS.media_bytes}. Cut or shrink it"
+        )
+    try:
+        total, rate = _length(data)
+        count = _how_many(total, rate, fps)
+        frames = _take(data, np.linspace(0, total - 1, count).round().astype(int).tolist())
+    except av.error.FFmpegError as error:
+        raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
+    if not frames:
+        raise InvalidRequestError("the video has no frame that can be decoded")
+    return np.stack(frames), count / total * rate
+
+
+def _open(data: bytes) -> Any:
+    # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
+    return av.open(io.BytesIO(data), "r", format="mp4")
+
+
+def _length(data: bytes) -> tuple[int, float]:
+    """Frames and frames per second. The packets are counted: what the header says may be missing or wrong."""
+    with _open(data) as container:
+        if not container.streams.video:
+            raise InvalidRequestError("the mp4 holds no video stream")
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        total = 0
+        for packet in container.demux(stream):
+            total += bool(packet.size)
+            if total > LIMITS.media_frames:
+                raise InvalidRequestError(
+                    f"the video has more than {LIMITS.media_frames} frames; cut it to the part you need"
+                )
+    return max(total, 1), min(max(rate, _SLOWEST), _FASTEST)
+
+
+def _how_many(total: int, rate: float, fps: float) -> int:
+    """Frames to take, whole pairs if there are two."""
+    wanted = min(max(int(total / rate * fps), _LEAST_FRAMES), MAX_FRAMES, total)
+    return max(wanted - wanted % DEPTH, 1)
+
+
+def _take(data: bytes, indices: list[int]) -> list[Any]:
+    frames: list[Any] = []
+    size = (0, 0)  # the first frame's, for all: a stream may change its own on the way
+    with _open(data) as container:
+        for index, frame in enumerate(_video_frames(container)):
+            if index == indices[len(frames)]:
+                picture = _upright(frame)
+                size = size if frames else clip_size(len(indices), *picture.shape[:2])
+                frames.append(resize(picture, size))
+                if len(frames) == len(indices):
+                    break
+    return frames
