@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of clips from a critic's responses, and the order they put clips in."""
+"""A critic's responses: what they say, the scores they give clips, and the order they put clips in."""
 
 import json
 import re
@@ -10,6 +10,13 @@ from typing import Any
 _ANSWER = re.compile(r"<answer>\s*(yes|no)\s*</answer>", re.IGNORECASE)
 MAX_GENERATIONS = 16
 MAX_TRIALS = 16
+NUM_TRIALS = 5  # as the original
+# Responses are hostile: a prompt may have told the critic what to write.
+_MAX_CHARS = 64 * 1024
+_MAX_COMPONENTS = 64
+_TAG = r"</?(?:think|overview|component|analysis|anomaly|answer)\b"
+_COMPONENT = re.compile(r"<component\b", re.IGNORECASE)
+_NAME = re.compile(r"""\s+name\s*=\s*["']?([^"'<>]*)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,42 @@ class Judged:
     score: float  # 0..1
     responses: tuple[str, ...]
     error: str = ""  # why there is no clip, or no score
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a clip, as one response sees it."""
+
+    name: str
+    analysis: str
+    anomaly: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A response taken apart; what it lacks is empty."""
+
+    overview: str
+    components: tuple[Component, ...]
+    anomaly: bool | None  # as has_anomaly
+
+
+def parse(response: str) -> Reading:
+    """Take a response apart as far as it keeps to the form asked for; whatever it holds, this never fails."""
+    head, *parts = _COMPONENT.split(response[:_MAX_CHARS], maxsplit=_MAX_COMPONENTS)
+    return Reading(_inside("overview", head), tuple(map(_component, parts)), has_anomaly(response))
+
+
+def _component(part: str) -> Component:
+    name = _NAME.match(part)
+    anomaly = _inside("anomaly", part).lower().startswith("yes")
+    return Component(name[1].strip() if name else "", _inside("analysis", part), anomaly)
+
+
+def _inside(tag: str, text: str) -> str:
+    """What stands in the first `tag`, up to the next tag of the form."""
+    found = re.search(rf"<{tag}\s*>(.*?)(?:{_TAG}|\Z)", text, re.IGNORECASE | re.DOTALL)
+    return found[1].strip() if found else ""
 
 
 def has_anomaly(response: str) -> bool | None:
