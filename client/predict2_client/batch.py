@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from predict2_spec.errors import (
+    BlockedError,
     InvalidRequestError,
     Predict2Error,
     ServerUnavailableError,
@@ -23,7 +24,7 @@ from . import media, outputs
 from .settings import make_request, setting_names
 from .wire import Result
 
-Status = Literal["done", "skipped", "failed", "cancelled", "not run"]
+Status = Literal["done", "skipped", "failed", "blocked", "cancelled", "not run"]
 
 OUTPUT_KEY: dict[Task, str] = {
     "text2image": "output_image",
@@ -183,6 +184,8 @@ def run_batch(
             status, stopped = "cancelled", "interrupted"
         except ServerUnavailableError as error:
             message, stopped = str(error), f"the server was gone at item {item.index}"
+        except BlockedError as error:
+            status, message = "blocked", str(error)
         except (Predict2Error, OSError) as error:
             message = in_words(error)
         yield Outcome(item, status, time.monotonic() - began, message)
@@ -225,4 +228,4 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     statuses = {outcome.status for outcome in outcomes}
     if "cancelled" in statuses:
         return 130
-    return 1 if statuses & {"failed", "not run"} else 0
+    return 1 if statuses & {"failed", "blocked", "not run"} else 0

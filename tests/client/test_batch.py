@@ -11,6 +11,7 @@ from predict2_client import batch
 from predict2_client.settings import setting_defaults
 from predict2_client.wire import Result
 from predict2_spec.errors import (
+    BlockedError,
     InvalidRequestError,
     RequestCancelledError,
     ServerError,
@@ -126,6 +127,15 @@ def test_resolution_may_be_a_number(made):
     assert made.requests[0].resolution == "720"
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_switches_of_an_item_are_true_or_false(made, value):
+    switches = {"disable_guardrail": value, "disable_prompt_refiner": value}
+    settings = {**setting_defaults("text2world"), **dict.fromkeys(switches, not value)}
+    run(load([{"prompt": "a", **switches}], "text2world", settings), made, "text2world")
+    assert made.requests[0].disable_guardrail is value
+    assert made.requests[0].disable_prompt_refiner is value
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -161,6 +171,9 @@ def test_batch_file_in_another_encoding_is_refused():
         ("text2image", {"prompt": "a", "seed": "1"}, "seed '1' must be a whole number"),
         ("text2image", {"prompt": "a", "seed": True}, "seed True must be a whole number"),
         ("text2image", {"prompt": "a", "guidance": None}, "guidance None must be a number"),
+        ("text2image", {"prompt": "a", "disable_guardrail": 1}, "1 must be true or false"),
+        ("text2image", {"prompt": "a", "disable_guardrail": "no"}, "'no' must be true or false"),
+        ("text2image", {"prompt": "a", "disable_prompt_refiner": True}, "is unknown"),
         ("text2image", {"prompt": "a", "seed": -1}, "seed -1 must be between"),
         ("text2image", {"prompt": " "}, "prompt is empty"),
         ("text2image", {"prompt": "\ud800"}, "UTF-8"),
@@ -226,6 +239,14 @@ def test_failure_of_one_item_does_not_stop_the_rest(made, error):
     assert statuses(outcomes) == ["done", "failed", "done"]
     assert outcomes[1].message == "no"
     assert not Path("output_1.jpg").exists()
+    assert batch.exit_code(outcomes) == 1
+
+
+def test_item_a_guardrail_refuses_is_blocked_and_the_others_go_on(made):
+    error = BlockedError("blocked: guardrail blocklist refuses the prompt")
+    outcomes = run(load(prompts("a", "b", "c")), failing(made, {"b": error}))
+    assert statuses(outcomes) == ["done", "blocked", "done"]
+    assert outcomes[1].message == str(error)
     assert batch.exit_code(outcomes) == 1
 
 
