@@ -12,7 +12,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from predict2_spec.critic import Judged
+from predict2_spec.critic import NUM_TRIALS, Judged
 from predict2_spec.errors import InvalidRequestError, ServerError, ServerUnavailableError
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest, Video2WorldRequest
 from predict2_spec.results import Event, Failure
@@ -134,7 +134,11 @@ class Client:
             return self._stream(request, on_event, timeout_s)
 
     def judge(
-        self, clip: bytes, num_trials: int = 5, seed: int = 0, timeout_s: float | None = None
+        self,
+        clip: bytes,
+        num_trials: int = NUM_TRIALS,
+        seed: int = 0,
+        timeout_s: float | None = None,
     ) -> Judgement:
         """Ask the critic whether a clip, an encoded mp4, has anomalies.
 
@@ -155,7 +159,7 @@ class Client:
         self,
         request: Video2WorldRequest,
         num_generations: int = 2,
-        num_trials: int = 5,
+        num_trials: int = NUM_TRIALS,
         timeout_s: float | None = None,
     ) -> tuple[Result, tuple[Judged, ...]]:
         """The clip that the critic finds best among several, and the ranking of all.

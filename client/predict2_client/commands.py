@@ -2,15 +2,16 @@
 """What each `predict2` command does; `say` prints a line of its answer."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from predict2_spec.errors import InvalidRequestError
+from predict2_spec.errors import InvalidRequestError, ServerError
 from predict2_spec.presets import Task
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
 
-from . import batch, flags, media, outputs, progress
+from . import batch, best_of_n, flags, media, outputs, progress, report
 from .client import Client
 from .settings import make_request
 from .wire import Result
@@ -22,7 +23,12 @@ _BATCH_READY_TIMEOUT_S = 120.0
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Run the command that `args` names; returns the exit code."""
-    commands = {"demo": run_demo, "sheet": run_sheet, "ready": run_ready}
+    commands = {
+        flags.BEST_OF_N: run_best_of_n,
+        "demo": run_demo,
+        "sheet": run_sheet,
+        "ready": run_ready,
+    }
     return commands.get(args.command, run_task)(args, say)
 
 
@@ -30,7 +36,7 @@ def run_task(args: argparse.Namespace, say: Say) -> int:
     """text2image, video2world or text2world: one request, or a batch file of them."""
     if args.batch_input_json:
         return _run_batch(args)
-    task: Task = args.command
+    task: Task = args.task
     path = outputs.output_path(task, args.save_path)
     values = flags.settings(args)
     if task == "video2world":
@@ -44,6 +50,41 @@ def run_task(args: argparse.Namespace, say: Say) -> int:
     if not args.quiet:
         say(str(path))
     return 0
+
+
+def run_best_of_n(args: argparse.Namespace, say: Say) -> int:
+    """Several clips from one input, judged and ranked."""
+    folder: Path = args.save_path
+    candidates = _candidates(args)
+    outputs.prepare(folder / report.OVERVIEW)
+    with contextlib.ExitStack() as stack:
+        count = min(args.parallel, len(candidates))
+        clients = [stack.enter_context(Client(args.url)) for _ in range(count)]
+        show = stack.enter_context(progress.board(args.quiet))
+        work = best_of_n.Work(args.num_critic_trials, args.seed, args.resume, args.timeout, show)
+
+        def tell(clip: report.Clip) -> None:
+            if clip.error or not args.quiet:
+                result = clip.error or f"score {clip.score:.2f}"
+                sys.stderr.write(f"{clip.path.name}: {result}\n")
+
+        clips, interrupted = best_of_n.judge_all(candidates, work, clients, tell)
+    best_of_n.write_report(folder, clips)
+    if not args.quiet:
+        _print_ranking(clips)
+        say(str(folder / report.OVERVIEW))
+    if not interrupted and not any(clip.made for clip in clips):
+        raise ServerError(f"no clip came about; the first failed because: {clips[0].error}")
+    return best_of_n.exit_code(clips, interrupted)
+
+
+def _candidates(args: argparse.Namespace) -> list[best_of_n.Candidate]:
+    if args.skip_generation:
+        return best_of_n.present(args.save_path)
+    values = {**flags.settings(args), **media.read_input(args.input_path)}
+    values["prompt"] = args.prompt_prefix + args.prompt
+    stem = Path(args.input_path).stem
+    return best_of_n.planned(args.save_path, stem, values, args.num_generations)
 
 
 def run_demo(args: argparse.Namespace, say: Say) -> int:
@@ -92,7 +133,7 @@ def _write_sheet(clip: Path, target: Path, columns: int = 0) -> Path:
 
 
 def _run_batch(args: argparse.Namespace) -> int:
-    task: Task = args.command
+    task: Task = args.task
     items = batch.load_batch(args.batch_input_json, task, flags.settings(args))
     found: list[batch.Outcome] = []
     with Client(args.url) as client:
@@ -123,14 +164,34 @@ def _tell(outcome: batch.Outcome, count: int, quiet: bool) -> None:
 
 
 def _print_summary(found: Sequence[batch.Outcome]) -> None:
+    def row(outcome: batch.Outcome) -> list[str]:
+        item, tried = outcome.item, outcome.status in ("done", "failed", "blocked")
+        seconds = f"{outcome.seconds:.1f}" if tried else ""
+        return [str(item.index), str(item.output), outcome.status, seconds, outcome.message]
+
+    _print_table(["item", "output", "status", "seconds", "message"], map(row, found))
+
+
+def _print_ranking(clips: Sequence[report.Clip]) -> None:
+    def row(rank: int, clip: report.Clip) -> list[str]:
+        if clip.error:  # a column for the reasons would leave the others no room
+            return ["", clip.seed_text, f"{clip.path.name}\n{clip.error}", "failed", "", "", ""]
+        counts = report.counted(clip.responses)
+        numbers = (counts.no_anomaly, counts.anomaly, counts.unreadable)
+        first = [str(rank), clip.seed_text, clip.path.name, f"{clip.score:.2f}"]
+        return [*first, *map(str, numbers)]
+
+    heads = ["rank", "seed", "file", "score", "no anomaly", "anomaly", "unreadable"]
+    _print_table(heads, [row(rank, clip) for rank, clip in enumerate(clips, start=1)])
+
+
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("item", "output", "status", "seconds", "message")
-    for outcome in found:
-        seconds = f"{outcome.seconds:.1f}" if outcome.status in ("done", "failed") else ""
-        row = (str(outcome.item.index), str(outcome.item.output), outcome.status, seconds)
+    table = Table(*heads)
+    for row in rows:
         # Text, because a prompt or path in square brackets is not rich's markup.
-        table.add_row(*(Text(cell, overflow="fold") for cell in (*row, outcome.message)))
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console().print(table)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from predict2_spec.critic import MAX_TRIALS, NUM_TRIALS
 from predict2_spec.presets import TASKS, Task
 from predict2_spec.requests import FIELD_TYPES, SOLVERS
 from predict2_spec.video import ASPECT_RATIOS, CONDITIONAL_FRAMES
 
 from .settings import setting_defaults, setting_names
 
+BEST_OF_N = "best-of-n"
 SAMPLE_PROMPT = "a green square moves right on a white background"
 
 _BUILD = "choose the checkpoint when building engines with predict2-export"
@@ -20,7 +22,7 @@ _PLACE = (
     "where a network lies, on the GPU or the CPU, is decided when its engine is built and served"
 )
 _LORA = "merge the adapter into the checkpoint and build an engine from it with predict2-export"
-_GUARD = "whoever runs predict2-serve decides which guardrails and refiners its repository holds"
+_CRITIC = "whoever runs predict2-serve names the critic's checkpoint with --reasoner"
 SERVER_FLAGS = {  # a flag of the original that configures what is now the server -> what to do instead
     "--dit_path": _BUILD,
     "--dit_path_text2image": _BUILD,
@@ -38,8 +40,8 @@ SERVER_FLAGS = {  # a flag of the original that configures what is now the serve
     "--offload_prompt_refiner": _PLACE,
     "--offload_text_encoder": _PLACE,
     "--downcast_text_encoder": "choose the precision when building engines with predict2-export",
-    "--disable_guardrail": _GUARD,
-    "--disable_prompt_refiner": _GUARD,
+    "--gr00t_variant": _BUILD,
+    "--checkpoint_dir": _CRITIC,
     "--num_gpus": "start predict2-serve on the machine and GPUs it is to use",
     "--use_cuda_graphs": "its engines use them by themselves where they help",
     "--benchmark": "measure it with the programs in benchmarks/",
@@ -60,6 +62,8 @@ _HELP = {
     "guidance": "how closely to follow the prompt (%(default)s)",
     "distill_steps": "steps of a distilled network, 1 to 4; its server takes 4 unless given",
     "image_guidance": "the same for the clip's first picture (%(default)s)",
+    "disable_guardrail": "leave prompt and result unchecked; refused unless the server's owner allows it",
+    "disable_prompt_refiner": "take the prompt as it is, where the server would refine it",
     "num_frames": "frames of the clip, 1 + 4k; the server's own number unless given",
     "num_conditional_frames": "frames of the input to go on from; 5 need a clip (%(default)s)",
 }
@@ -73,6 +77,7 @@ _ABOUT: dict[Task, str] = {
     "video2world": "make a clip that goes on from a picture or a clip",
     "text2world": "make a clip from text",
 }
+_INPUT_HELP = "jpg, png, webp or mp4 to go on from"
 _DASHED_FLAG = re.compile(r"\A--[a-z0-9]+(?:-[a-z0-9]+)+(?==|\Z)")
 
 
@@ -82,12 +87,16 @@ def parse(argv: Sequence[str], default_url: str) -> argparse.Namespace:
     args = parser.parse_args(_with_underscores(argv))
     if args.command == "video2world" and not (args.input_path or args.batch_input_json):
         parser.error("video2world needs --input_path: the picture or clip to go on from")
+    if args.command == BEST_OF_N and not (args.input_path or args.skip_generation):
+        parser.error(
+            f"{BEST_OF_N} needs --input_path: the picture or clip to go on from; or --skip_generation"
+        )
     return args
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The request fields that the flags of a task's command hold."""
-    return {name: getattr(args, name) for name in setting_names(args.command)}
+    """The request fields that the flags of a command with a task hold."""
+    return {name: getattr(args, name) for name in setting_names(args.task)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,13 +136,22 @@ def _parser(default_url: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, about: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
+    def add(name: str, about: str, *aliases: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, aliases=aliases, help=about, description=f"{about}.", allow_abbrev=False
+        )
+        command.set_defaults(command=name)  # whichever of its names was used
+        return command
 
     for task in TASKS:
         command = add(task, _ABOUT[task])
-        _add_task_flags(command, task)
+        _add_request_flags(command, task)
+        _add_file_flags(command, task)
         _add_server_flags(command, default_url)
+    best = add(BEST_OF_N, "make several clips, let the critic judge them, rank them", "best_of_n")
+    _add_request_flags(best, "video2world")
+    _add_best_of_n_flags(best)
+    _add_server_flags(best, default_url)
     demo = add("demo", "make a picture, a clip and the clip's contact sheet from a sample prompt")
     demo.add_argument("--prompt", default=SAMPLE_PROMPT, help="(%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -149,11 +167,15 @@ def _parser(default_url: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_task_flags(parser: argparse.ArgumentParser, task: Task) -> None:
+def _add_request_flags(parser: argparse.ArgumentParser, task: Task) -> None:
+    parser.set_defaults(task=task)
     defaults = setting_defaults(task)
     defaults["prompt"] = "" if task == "video2world" else SAMPLE_PROMPT
     request = parser.add_argument_group("request")
     for name in setting_names(task):
+        if FIELD_TYPES[name] is bool:
+            request.add_argument(f"--{name}", action="store_true", help=_HELP[name])
+            continue
         request.add_argument(
             f"--{name}",
             type=FIELD_TYPES[name],
@@ -161,9 +183,14 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: Task) -> None:
             choices=_CHOICES.get(name),
             help=_HELP[name],
         )
+    for flag in SERVER_FLAGS.keys() - {f"--{name}" for name in setting_names(task)}:
+        parser.add_argument(flag, action=_ServerFlag, nargs="*", help=argparse.SUPPRESS)
+
+
+def _add_file_flags(parser: argparse.ArgumentParser, task: Task) -> None:
     files = parser.add_argument_group("files")
     if task == "video2world":
-        files.add_argument("--input_path", help="jpg, png, webp or mp4 to go on from")
+        files.add_argument("--input_path", help=_INPUT_HELP)
     name = "image.jpg" if task == "text2image" else "video.mp4"
     files.add_argument(
         "--save_path",
@@ -178,8 +205,41 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: Task) -> None:
     files.add_argument(
         "--resume", action="store_true", help="skip what an equal request has already made"
     )
-    for flag in SERVER_FLAGS.keys() - {f"--{name}" for name in setting_names(task)}:
-        parser.add_argument(flag, action=_ServerFlag, nargs="*", help=argparse.SUPPRESS)
+
+
+def _add_best_of_n_flags(parser: argparse.ArgumentParser) -> None:
+    best = parser.add_argument_group("best of n")
+    best.add_argument(
+        "--num_generations", type=_count, default=2, help="clips, of --seed and on (%(default)s)"
+    )
+    best.add_argument(
+        "--num_critic_trials",
+        type=_trials,
+        default=NUM_TRIALS,
+        help="opinions on each (%(default)s)",
+    )
+    best.add_argument(
+        "--parallel", type=_count, default=2, help="clips in the making at a time (%(default)s)"
+    )
+    best.add_argument(
+        "--prompt_prefix",
+        default="",
+        help="put before the prompt, such as the sentence a gr00t checkpoint was trained with",
+    )
+    best.add_argument(
+        "--skip_generation", action="store_true", help="judge the *.mp4 that lie in --save_path"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--input_path", help=_INPUT_HELP)
+    files.add_argument(
+        "--save_path",
+        type=Path,
+        default=Path("output/best-of-n"),
+        help="a folder for the clips, what the critic says of each, and index.html (%(default)s)",
+    )
+    files.add_argument(
+        "--resume", action="store_true", help="keep equal clips, and as many opinions on them"
+    )
 
 
 def _add_server_flags(parser: argparse.ArgumentParser, default_url: str) -> None:
@@ -202,4 +262,11 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+def _trials(text: str) -> int:
+    value = _count(text)
+    if value > MAX_TRIALS:
+        raise argparse.ArgumentTypeError(f"{text} must be {MAX_TRIALS} or less")
     return value

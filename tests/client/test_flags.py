@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the original's flags and defaults, both spellings, and whose flags are whose."""
 
+from pathlib import Path
+
 import pytest
 
 from predict2_client import flags
 from predict2_client.settings import make_request
-from predict2_spec.presets import TASKS
 from predict2_spec.requests import DEFAULT_NEGATIVE_PROMPT
 
 URL = "127.0.0.1:8001"
-NEEDED = {"text2image": [], "text2world": [], "video2world": ["--input_path", "in.png"]}
+INPUT = ["--input_path", "in.png"]
+NEEDED = {"text2image": [], "text2world": [], "video2world": INPUT, "best-of-n": INPUT}
 
 # As the original's programs have them; the sample prompts and input are its own and left out.
 SHARED = {"aspect_ratio": "16:9", "seed": 0, "batch_input_json": None}
@@ -29,16 +31,30 @@ ORIGINAL_DEFAULTS = {
     },
     "video2world": {**CLIP, "prompt": "", "num_conditional_frames": 1},
     "text2world": CLIP,
+    "best-of-n": {
+        "prompt": "",
+        "aspect_ratio": "16:9",
+        "seed": 0,
+        "negative_prompt": DEFAULT_NEGATIVE_PROMPT,
+        "guidance": 7.0,
+        "num_conditional_frames": 1,
+        "save_path": Path("output/best-of-n"),
+        "num_generations": 2,
+        "num_critic_trials": 5,
+        "skip_generation": False,
+        "disable_guardrail": False,
+        "disable_prompt_refiner": False,
+    },
 }
 SERVER_FLAGS = {
-    "text2image": "dit_path load_ema disable_guardrail offload_guardrail benchmark use_cuda_graphs "
-    "use_fast_tokenizer",
-    "video2world": "dit_path load_ema num_gpus disable_guardrail offload_guardrail "
-    "disable_prompt_refiner offload_prompt_refiner offload_text_encoder downcast_text_encoder "
+    "text2image": "dit_path load_ema offload_guardrail benchmark use_cuda_graphs use_fast_tokenizer",
+    "video2world": "dit_path load_ema num_gpus offload_guardrail "
+    "offload_prompt_refiner offload_text_encoder downcast_text_encoder "
     "benchmark use_cuda_graphs natten use_lora lora_rank lora_alpha lora_target_modules",
-    "text2world": "load_ema num_gpus disable_guardrail offload_guardrail disable_prompt_refiner "
+    "text2world": "load_ema num_gpus offload_guardrail "
     "offload_prompt_refiner offload_text_encoder downcast_text_encoder benchmark "
     "use_cuda_graphs natten distill_steps dit_path_text2image dit_path_video2world",
+    "best-of-n": "dit_path load_ema num_gpus offload_guardrail gr00t_variant checkpoint_dir",
 }
 
 
@@ -46,13 +62,13 @@ def parse(*argv):
     return flags.parse(argv, URL)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ORIGINAL_DEFAULTS)
 def test_defaults_are_the_originals(task):
     args = vars(parse(task, *NEEDED[task]))
     assert {name: args[name] for name in ORIGINAL_DEFAULTS[task]} == ORIGINAL_DEFAULTS[task]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", NEEDED)
 def test_server_is_not_told_what_it_should_be_unless_asked(task):
     settings = flags.settings(parse(task, *NEEDED[task]))
     assert not settings["model_size"]
@@ -106,12 +122,27 @@ def test_every_setting_of_a_request_has_a_flag_and_arrives():
         "num_frames": 5,
         "image_guidance": 2.5,
     }
+    switches = {"disable_guardrail": True, "disable_prompt_refiner": True}
     argv = [f"--{name}={value}" for name, value in given.items()]
-    assert flags.settings(parse("text2world", *argv)) == given
+    argv += [f"--{name}" for name in switches]
+    assert flags.settings(parse("text2world", *argv)) == {**given, **switches}
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "best_of_n"])
+def test_best_of_n_takes_video2worlds_settings_by_both_of_its_names(name):
+    args = parse(name, *INPUT, "--prompt", "on", "--num-generations", "4", "--disable-guardrail")
+    assert (args.command, args.num_generations) == ("best-of-n", 4)
+    settings = flags.settings(args)
+    assert (settings["prompt"], settings["disable_guardrail"]) == ("on", True)
+    assert settings.keys() == flags.settings(parse("video2world", *INPUT)).keys()
+
+
+def test_clips_that_are_already_there_need_no_input():
+    assert parse("best-of-n", "--skip_generation").input_path is None
 
 
 @pytest.mark.parametrize(
-    ("task", "flag"), [(task, flag) for task in TASKS for flag in SERVER_FLAGS[task].split()]
+    ("task", "flag"), [(task, flag) for task in NEEDED for flag in SERVER_FLAGS[task].split()]
 )
 @pytest.mark.parametrize("dashes", [False, True])
 @pytest.mark.parametrize("value", [(), ("4",)])
@@ -138,6 +169,13 @@ def test_servers_flags_are_refused_as_such(task, flag, dashes, value, capsys):
         (["video2world", "--num_conditional_frames", "3"], "invalid choice"),
         (["video2world", "--prompt", "a"], "needs --input_path"),
         (["sheet", "a.mp4", "--columns", "0"], "1 or more"),
+        (["text2image", "--disable_prompt_refiner"], "unrecognized arguments"),
+        (["text2image", "--disable_guardrail", "yes"], "unrecognized arguments: yes"),
+        (["best-of-n"], "needs --input_path"),
+        (["best-of-n", "--num_generations", "0"], "1 or more"),
+        (["best-of-n", "--num_critic_trials", "17"], "16 or less"),
+        (["best-of-n", "--parallel", "0"], "1 or more"),
+        (["best-of-n", "--batch_input_json", "b.json"], "unrecognized arguments"),
         (["sheet"], "required: clip"),
         ([], "required: COMMAND"),
         (["fly"], "invalid choice"),
@@ -162,7 +200,7 @@ def test_url_comes_from_the_caller_unless_given():
     assert parse("ready", "--url", "host:1").url == "host:1"
 
 
-@pytest.mark.parametrize("command", [*TASKS, "demo", "sheet", "ready"])
+@pytest.mark.parametrize("command", [*NEEDED, "demo", "sheet", "ready"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(command, "--help")
