@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text guardrail stage: blocklists first, then a guard model where the owner named one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predict2_runtime.guardrails.blocklist import SHIPPED_LISTS, Blocklist
+from predict2_runtime.guardrails.text_guard import TextGuard
+from predict2_runtime.policy import Policy
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.guardrails import SUBJECTS, Subject, Verdict
+from predict2_spec.requests import check_text
+
+from . import Arrays
+
+BLOCKLIST = "blocklist"  # as a verdict names this check
+EMPTY = "empty"  # the category of a text with nothing in it
+
+
+@dataclass(frozen=True)
+class GuardrailText:
+    """Looks at one text; the first check that refuses it has the last word."""
+
+    blocklist: Blocklist
+    guard: TextGuard | None = None
+
+    @classmethod
+    def open(cls, policy: Policy) -> "GuardrailText":
+        """The stage that the server's owner asked for.
+
+        Raises:
+            EngineMismatchError: the owner's lists or guard model can't be read.
+        """
+        own = [Path(policy.blocklists)] if policy.blocklists else []
+        guard = TextGuard.open(policy.text_guard) if policy.text_guard else None
+        return cls(Blocklist.read(SHIPPED_LISTS, *own), guard)
+
+    def __call__(self, inputs: Arrays) -> dict[str, Any]:
+        """`text` and `subject`, strings [1] -> `verdict`, JSON.
+
+        Raises:
+            InvalidRequestError: not one text, one too long, or a subject that isn't known.
+        """
+        text = _one("text", inputs["text"])
+        check_text("text", text)
+        subject = _one("subject", inputs.get("subject", [SUBJECTS[0]]))
+        for known in SUBJECTS:
+            if subject == known:
+                return {"verdict": self.judge(text, known).to_json()}
+        raise InvalidRequestError(
+            f"subject {subject!r:.40} is unknown; choose one of {', '.join(SUBJECTS)}"
+        )
+
+    def judge(self, text: str, subject: Subject) -> Verdict:
+        """The verdict about a text."""
+        if not text.strip():
+            return Verdict(False, subject, BLOCKLIST, EMPTY)
+        found = self.blocklist.find(text)
+        if found:
+            return Verdict(False, subject, BLOCKLIST, *found)
+        if self.guard is None:
+            return Verdict(True, subject, BLOCKLIST)
+        safe, category = self.guard(text)
+        return Verdict(safe, subject, self.guard.kind.name, category)
+
+
+def _one(name: str, texts: list[str]) -> str:
+    if len(texts) != 1:
+        raise InvalidRequestError(f"{name} holds {len(texts)} values; give one")
+    return texts[0]
