@@ -202,7 +202,7 @@ def _content(question: Question, frames: Frames | None, fps: float) -> Any:
         for picture in shown(frames, fps)
     ]
     if fps:
-        line = f"The {len(frames)} pictures that follow are the frames of one video clip, in order, {fps:g} per second."
+        line = f"The {len(frames)} pictures that follow are the frames of one video clip, in order, {fps:.3g} per second."
         pictures.insert(0, _text(line))
     text = [_text(question.text)]
     return pictures + text if question.frames_first else text + pictures
