@@ -10,7 +10,7 @@ import numpy as np
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.requests import LIMITS
 
-from .frames import Frames, _upright, _video_frames
+from .frames import Frames, upright, video_frames
 from .language.vision import DEPTH, clip_size, resize
 
 _LEAST_FRAMES = 4
@@ -75,9 +75,9 @@ def _take(data: bytes, indices: list[int]) -> list[Any]:
     frames: list[Any] = []
     size = (0, 0)  # the first frame's, for all: a stream may change its own on the way
     with _open(data) as container:
-        for index, frame in enumerate(_video_frames(container)):
+        for index, frame in enumerate(video_frames(container)):
             if index == indices[len(frames)]:
-                picture = _upright(frame)
+                picture = upright(frame)
                 size = size if frames else clip_size(len(indices), *picture.shape[:2])
                 frames.append(resize(picture, size))
                 if len(frames) == len(indices):

@@ -85,10 +85,10 @@ def decode_last_frames(data: bytes, count: int) -> Frames:
     try:
         # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
-            for frame in _video_frames(container):
+            for frame in video_frames(container):
                 seen += 1
                 last.append(frame)
-        frames = [_upright(frame) for frame in last]
+        frames = [upright(frame) for frame in last]
     except av.error.FFmpegError as error:
         raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
     if seen < count:
@@ -98,13 +98,18 @@ def decode_last_frames(data: bytes, count: int) -> Frames:
     return np.stack(frames)
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """The frame as people see it: cameras store a rotation instead of turning the picture."""
     pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     return np.rot90(pixels, k=round(frame.rotation / 90))  # both count anticlockwise
 
 
-def _video_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+def video_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames of an uploaded clip as they are decoded, within LIMITS.
+
+    Raises:
+        InvalidRequestError: there is no video stream, a frame is too large, or there are too many.
+    """
     if not container.streams.video:
         raise InvalidRequestError("the mp4 holds no video stream")
     stream = container.streams.video[0]

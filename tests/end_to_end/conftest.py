@@ -37,6 +37,7 @@ START_S = 180
 EXIT_S = 60
 CALL_S = 60
 
+CLIPS_ONLY = {"video2world", "text2world", "best_of_n", "prompt_refiner", "critic", "reasoner"}
 _READY = re.compile(r"ready after .* s: gRPC (\S+), HTTP (\S+), metrics (\S+)/metrics")
 
 
@@ -73,7 +74,7 @@ def slim_repository(toy_repository, tmp_path_factory):
             shutil.copytree(part, folder / part.name)
             config = folder / part.name / "config.pbtxt"
             config.write_text(re.sub(r"count: \d+", "count: 1", config.read_text()))
-        elif part.name not in ("video2world", "text2world"):
+        elif part.name not in CLIPS_ONLY:
             (folder / part.name).symlink_to(part)
     return folder
 
@@ -168,6 +169,12 @@ def _descendants(pid):
         for child in _read(task / "children").split()
     }
     return children.union(*map(_descendants, children))
+
+
+@pytest.fixture(scope="session")
+def serve_class():
+    """Starts a server whose life is a fixture's own matter."""
+    return Serve
 
 
 @pytest.fixture(scope="session")

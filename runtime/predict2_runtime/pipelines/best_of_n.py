@@ -23,7 +23,6 @@ from .generation import Backend
 from .tasks import Outputs, video2world
 
 NUM_GENERATIONS = 2  # as the original
-NUM_TRIALS = 5
 
 
 def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
@@ -32,7 +31,7 @@ def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]
     def run(arrays: Arrays, progress: Progress) -> Outputs:
         rest = dict(arrays)
         generations = _number(rest, "num_generations", NUM_GENERATIONS, critic.MAX_GENERATIONS)
-        trials = _number(rest, "num_critic_trials", NUM_TRIALS, critic.MAX_TRIALS)
+        trials = _number(rest, "num_critic_trials", critic.NUM_TRIALS, critic.MAX_TRIALS)
         request = parse_request("video2world", rest)
         assert isinstance(request, Video2WorldRequest)
         request.expect(backend.preset)

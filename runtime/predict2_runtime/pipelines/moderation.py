@@ -62,7 +62,7 @@ class Moderator:
         except RequestCancelledError:
             raise
         except (Predict2Error, ValueError, TypeError, KeyError) as error:
-            log.warning("%s couldn't decide: %s", model.name, error)
+            log.warning("%s couldn't decide: %s", model.name, type(error).__name__)
             answer, verdict = {}, Verdict(False, subject, model.name, UNDECIDED)
         self.verdicts.append(verdict)
         if not verdict.safe:
@@ -120,7 +120,9 @@ def refine(moderator: Moderator, prompt: str, *, wanted: bool, **seen: Any) -> R
                 f"the prompt refiner failed ({error}), and this server makes no clip without it; "
                 "try again, or send the request with disable_prompt_refiner"
             ) from error
-        log.warning("the prompt refiner failed, the caller's prompt is taken: %s", error)
+        log.warning(
+            "the prompt refiner failed (%s); the caller's prompt is taken", type(error).__name__
+        )
         moderator.progress.done("refine_prompt")
         return Refinement(prompt, f"failed: {error}")
     moderator.progress.done("refine_prompt")
