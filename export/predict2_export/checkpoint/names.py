@@ -148,3 +148,31 @@ def text_encoder_state_dict(state: Mapping[str, V]) -> dict[str, V]:
     if shared is not None:
         encoder.setdefault("encoder.embed_tokens.weight", shared)
     return encoder
+
+
+_LEFT_BY_TRAINING = re.compile(r".*\.num_batches_tracked")  # batches a norm has seen
+
+
+def face_detector_state_dict(state: Mapping[str, V]) -> dict[str, V]:
+    """A RetinaFace's weights without its heads for landmarks.
+
+    Args:
+        state: the released file's names, `module.` before them or not.
+    """
+    plain = {key.removeprefix("module."): value for key, value in _lasting(state).items()}
+    return {key: value for key, value in plain.items() if not key.startswith("LandmarkHead.")}
+
+
+def vision_tower_state_dict(state: Mapping[str, V]) -> dict[str, V]:
+    """The half of a SigLIP that sees, from the whole under transformers' names."""
+    prefix = "vision_model."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def classifier_state_dict(state: Mapping[str, V]) -> dict[str, V]:
+    """A content classifier's weights under the names of its own layers."""
+    return {key.removeprefix("network."): value for key, value in _lasting(state).items()}
+
+
+def _lasting(state: Mapping[str, V]) -> dict[str, V]:
+    return {key: value for key, value in state.items() if not _LEFT_BY_TRAINING.fullmatch(key)}

@@ -14,7 +14,7 @@ from .stored import StoredTensor
 def synthetic_weights(
     network: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[str, StoredTensor]:
-    """Normal weights of deviation 1/sqrt(inputs), norms of 1 and biases of 0.
+    """Normal weights of deviation 1/sqrt(inputs), norms of 1, biases and means of 0.
 
     Args:
         network: gives names and shapes; may be on the meta device.
@@ -29,7 +29,7 @@ def synthetic_weights(
 
 
 def _make(name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    if name.endswith(".bias"):
+    if name.endswith(("bias", ".running_mean")):
         return torch.zeros(shape, dtype=dtype)
     if math.prod(shape) == shape[0]:  # a norm's weight, one number a channel
         return torch.ones(shape, dtype=dtype)

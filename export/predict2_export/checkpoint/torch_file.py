@@ -50,6 +50,8 @@ Found = tuple[Any, dict[str, tuple[int, int]]]  # what was saved; offset and che
 def read_torch(path: Path) -> dict[str, StoredTensor]:
     """Find the tensors at the top level of what was saved; other values there are no weights.
 
+    A dict named `model` there takes its place: training scripts save weights so, beside other things.
+
     Raises:
         CheckpointError: the file is damaged, none of torch.save's, holds no tensors at its top
             level, or more than plain tensors and values.
@@ -71,6 +73,8 @@ def read_torch(path: Path) -> dict[str, StoredTensor]:
         ) from error
     except _DAMAGE as error:
         raise damaged(path, error) from error
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values = values["model"]
     items = values.items() if isinstance(values, dict) else ()
     tensors = {
         str(key): stored_at(_place(path, view, places))
