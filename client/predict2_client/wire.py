@@ -49,7 +49,7 @@ _RANKING = BEST_OF_N.outputs[-1]
 _PREFACES = re.compile(
     r"^(?:\[request id: [^\]]*\] |in ensemble '[^']*', "
     r"|Failed to process the request\(s\) for model(?: instance)? '[^']*', message: "
-    r"|failed to connect to all addresses; last error: \w+: )+"
+    r"|failed to connect to all addresses; last error: \w+: |unavailable: )+"
 )
 _TRACE = re.compile(r"\n+At:\n.*", re.DOTALL)
 

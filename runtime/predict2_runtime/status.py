@@ -26,6 +26,10 @@ _CODES: tuple[tuple[type[Predict2Error], str, str], ...] = (
 )
 
 
+# Triton 2.51 tells a model that called another INTERNAL whatever the other one said; these words survive.
+UNAVAILABLE_PREFIX = "unavailable: "
+
+
 def _names(error: Predict2Error) -> tuple[str, str]:
     found = (names for kind, *names in _CODES if isinstance(error, kind))
     triton, grpc = next(found, ["INTERNAL", "INTERNAL"])
@@ -34,7 +38,9 @@ def _names(error: Predict2Error) -> tuple[str, str]:
 
 def to_triton(pb_utils: Any, error: Predict2Error) -> Any:
     """The error as a TritonError."""
-    return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, _names(error)[0]))
+    code = _names(error)[0]
+    prefix = UNAVAILABLE_PREFIX if code == "UNAVAILABLE" else ""
+    return pb_utils.TritonError(f"{prefix}{error}", getattr(pb_utils.TritonError, code))
 
 
 def to_failure(error: Predict2Error) -> Failure:
@@ -48,6 +54,8 @@ def from_triton(pb_utils: Any, error: Any, model: str) -> Predict2Error:
     code, message = error.code(), error.message()
     if message.startswith(BLOCKED_PREFIX):
         return BlockedError(message)
+    if message.startswith(UNAVAILABLE_PREFIX):
+        return ServerUnavailableError(message.removeprefix(UNAVAILABLE_PREFIX))
     for kind, name, _ in _CODES:
         if code == getattr(pb_utils.TritonError, name):
             return kind(message)
