@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launchers under C names, for ctypes: callable without libtorch and without TensorRT.
+#include "predict2/adaln_modulate.h"
 #include "predict2/cfg_ab2_step.h"
+#include "predict2/gated_residual_modulate.h"
+#include "predict2/qk_norm_rope.h"
 
 #define PREDICT2_API extern "C" __attribute__((visibility("default")))
 
@@ -18,4 +21,46 @@ PREDICT2_API int predict2_cfg_ab2_step(float* latents, const void* flow_cond,
       latents, static_cast<const __nv_bfloat16*>(flow_cond),
       static_cast<const __nv_bfloat16*>(flow_uncond), previous_x0, condition, x0, channels, frames,
       plane, num_condition, {time, guidance, keep, now, before}, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_adaln_modulate(int dtype, const void* x, const void* modulation,
+                                         void* out, int64_t frames, int64_t tokens, int64_t width,
+                                         int64_t parts, void* stream) {
+  return predict2::AdalnModulate(static_cast<predict2::DType>(dtype), x, modulation, out, frames,
+                                 tokens, width, parts, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_gated_residual_modulate(int dtype, const void* x, const void* y,
+                                                  const void* modulation,
+                                                  const void* next_modulation, void* x_out,
+                                                  void* out, int64_t frames, int64_t tokens,
+                                                  int64_t width, int64_t next_parts, void* stream) {
+  return predict2::GatedResidualModulate(static_cast<predict2::DType>(dtype), x, y, modulation,
+                                         next_modulation, x_out, out, frames, tokens, width,
+                                         next_parts, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_gated_residual(int dtype, const void* x, const void* y,
+                                         const void* modulation, void* x_out, int64_t frames,
+                                         int64_t tokens, int64_t width, void* stream) {
+  return predict2::GatedResidual(static_cast<predict2::DType>(dtype), x, y, modulation, x_out,
+                                 frames, tokens, width, static_cast<cudaStream_t>(stream));
+}
+
+// v may be null, and so may the three tables, together: then nothing is rotated.
+PREDICT2_API int predict2_qk_norm_rope(
+    int dtype, const void* q, const void* k, const void* v, const void* q_weight,
+    const void* k_weight, const float* frames, const float* rows, const float* columns, void* q_out,
+    void* k_out, void* v_out, int64_t batch, int64_t q_tokens, int64_t k_tokens, int64_t heads,
+    int64_t head_dim, int64_t q_stride, int64_t k_stride, int64_t num_frames, int64_t num_rows,
+    int64_t num_columns, int64_t frame_channels, int64_t row_channels, int64_t column_channels,
+    float q_scale, int heads_first, void* stream) {
+  const predict2::Rotary rotary{{frames, num_frames, frame_channels},
+                                {rows, num_rows, row_channels},
+                                {columns, num_columns, column_channels}};
+  return predict2::QkNormRope(
+      static_cast<predict2::DType>(dtype), {q, q_weight, q_out, q_tokens, q_stride},
+      {k, k_weight, k_out, k_tokens, k_stride}, {v, nullptr, v_out, v ? k_tokens : 0, k_stride},
+      frames || rows || columns ? &rotary : nullptr, batch, heads, head_dim, q_scale,
+      heads_first != 0, static_cast<cudaStream_t>(stream));
 }

@@ -4,14 +4,23 @@
 import ctypes
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
-_CFG_AB2_STEP = (
-    (ctypes.c_void_p,) * 6  # arrays
-    + (ctypes.c_int64,) * 4  # sizes
-    + (ctypes.c_float,) * 2
-    + (ctypes.c_double,) * 3  # scalars of the step
-    + (ctypes.c_void_p,)  # stream
-)
+_ARRAY = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_STREAM = ctypes.c_void_p
+_SIGNATURES = {
+    "predict2_cfg_ab2_step": (
+        (_ARRAY,) * 6 + (_SIZE,) * 4 + (ctypes.c_float,) * 2 + (ctypes.c_double,) * 3 + (_STREAM,)
+    ),
+    "predict2_adaln_modulate": (ctypes.c_int, *(_ARRAY,) * 3, *(_SIZE,) * 4, _STREAM),
+    "predict2_gated_residual": (ctypes.c_int, *(_ARRAY,) * 4, *(_SIZE,) * 3, _STREAM),
+    "predict2_gated_residual_modulate": (ctypes.c_int, *(_ARRAY,) * 6, *(_SIZE,) * 4, _STREAM),
+    "predict2_qk_norm_rope": (
+        (ctypes.c_int, *(_ARRAY,) * 11, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
+    ),
+}
+FLOAT, BFLOAT16 = 0, 1  # the `dtype` of a launcher
 
 
 class KernelError(RuntimeError):
@@ -27,9 +36,24 @@ def library() -> ctypes.CDLL | None:
     loaded = ctypes.CDLL(str(path))
     loaded.predict2_error_name.restype = ctypes.c_char_p
     loaded.predict2_error_name.argtypes = [ctypes.c_int]
-    loaded.predict2_cfg_ab2_step.restype = ctypes.c_int
-    loaded.predict2_cfg_ab2_step.argtypes = _CFG_AB2_STEP
+    for name, arguments in _SIGNATURES.items():
+        if hasattr(loaded, name):  # a library older than this file lacks some
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = ctypes.c_int, arguments
     return loaded
+
+
+def plugin_path(tensorrt_major: int, self_registering: bool = False) -> Path | None:
+    """The TensorRT plugins for a major version of TensorRT, or None where they were not built.
+
+    Args:
+        tensorrt_major: 10 or 11; a library works with its own version only.
+        self_registering: the one for hosts that only open it, as Triton does; others ask TensorRT's
+            plugin registry to load the plain one.
+    """
+    name = "libpredict2_trt_plugin" + ("_triton" if self_registering else "") + ".so"
+    path = resources.files(__package__) / "lib" / f"trt{tensorrt_major}" / name
+    return Path(str(path)) if path.is_file() else None
 
 
 def check(code: int) -> None:

@@ -4,7 +4,10 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+EPS = 1e-6  # of every norm
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,79 @@ def cfg_ab2_step(
         x0 = x0 + step.guidance * (x0 - predict(flow_uncond))
     new = step.keep * latents.double() + step.now * x0.double() + step.before * previous_x0.double()
     return new.to(latents.dtype), x0
+
+
+def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
+    """LayerNorm of x [..., D] without weights, times 1 + scale, plus shift: like x.
+
+    `modulation` is [..., parts * D], shift and scale first, a row for each frame; the rows of x are
+    theirs in turn, equally many for each. In float32 at least, rounded once.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    frames = modulation.flatten(0, -2)
+    shift, scale = (part(frames, i, x.shape[-1]).to(wide) for i in range(2))
+    rows = x.reshape(len(frames), -1, x.shape[-1]).to(wide)
+    normed = F.layer_norm(rows, rows.shape[-1:], eps=EPS)
+    return (normed * (1 + scale) + shift).to(x.dtype).view(x.shape)
+
+
+def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+    """x + gate * y for x [..., D], y of as many rows and modulation [..., 3 * D], the gate last.
+
+    Product and sum are both rounded to the dtype of x, as they are tensors in the network.
+    """
+    frames = modulation.flatten(0, -2)
+    product = part(frames, 2, x.shape[-1]) * y.reshape(len(frames), -1, x.shape[-1])
+    return x + product.view(x.shape)
+
+
+def gated_residual_modulate(
+    x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_residual`, and its `adaln_modulate` by the next sub-layer's modulation."""
+    total = gated_residual(x, y, modulation)
+    return total, adaln_modulate(total, next_modulation)
+
+
+def part(frames: Tensor, index: int, width: int) -> Tensor:
+    """[frames, parts * D] -> one part, [frames, 1, D]."""
+    return frames[:, None, index * width : (index + 1) * width]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines [2, positions, channels] of each axis, cut to the grid of the tokens."""
+
+    frames: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def qk_norm_rope(
+    x: Tensor, weight: Tensor, rotary: Rotary | None = None, scale: float = 1.0
+) -> Tensor:
+    """RMSNorm of each head of queries or keys [B, N, heads * E] and rotation: [B, N, heads, E].
+
+    Channel j turns with j + E/2 by the angles of the token's frame, row and column, one axis after
+    the other. In float32 at least, rounded once.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    heads = x.view(*x.shape[:-1], -1, len(weight)).to(wide)
+    inverse = torch.rsqrt(heads.square().mean(-1, keepdim=True) + EPS)
+    normed = heads * inverse * weight.to(wide) * scale
+    if rotary is not None:
+        cos, sin = angles(rotary)
+        first, second = normed.chunk(2, dim=-1)
+        normed = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return normed.to(x.dtype)
+
+
+def angles(rotary: Rotary) -> Tensor:
+    """The three tables -> cosines and sines of every token, [2, N, 1, E/2]."""
+    shape = [table.shape[1] for table in (rotary.frames, rotary.rows, rotary.columns)]
+    expanded = [
+        rotary.frames[:, :, None, None].expand(-1, -1, shape[1], shape[2], -1),
+        rotary.rows[:, None, :, None].expand(-1, shape[0], -1, shape[2], -1),
+        rotary.columns[:, None, None].expand(-1, shape[0], shape[1], -1, -1),
+    ]
+    return torch.cat(expanded, dim=-1).flatten(1, 3)[:, :, None]

@@ -246,7 +246,7 @@ def thinking_server(toy_repository, tiny_reasoner, tiny_llama_guard, tmp_path_fa
     guard = tiny_llama_guard.rename(tiny_llama_guard.with_name("Llama-Guard-3-tiny"))
     serve = serve_class(
         folder / "log.txt", repository, "--reasoner", tiny_reasoner, "--text-guard", guard,
-        "--offload-prompt-refiner", "--language-timeout", "60", TMPDIR=str(folder / "tmp"),
+        "--offload-prompt-refiner", "--language-timeout", "300", TMPDIR=str(folder / "tmp"),
     )  # fmt: skip
     try:
         yield serve.wait_until_ready()
@@ -262,7 +262,7 @@ def think(thinking_server, infer_inputs):
 
         def call(model, **values):
             inputs = infer_inputs(tritonclient.grpc, model, values)
-            result = triton.infer(model, inputs, client_timeout=120)
+            result = triton.infer(model, inputs, client_timeout=320)
             return {
                 o.name: [bytes(text).decode() for text in result.as_numpy(o.name)]
                 for o in result.get_response().outputs

@@ -137,7 +137,7 @@ class _Local:
                 ).cpu()
         except torch.OutOfMemoryError as error:
             raise ServerError(
-                f"{self.where.model} ran out of memory on {self.where.device}; ask for fewer responses, or have the "
+                f"{Path(self.where.model).name} ran out of memory on {self.where.device}; ask for fewer responses, or have the "
                 "server's owner free some or serve it elsewhere"
             ) from error
         new = ids[:, inputs["input_ids"].shape[1] :]
@@ -150,7 +150,7 @@ class _Local:
             return None
         if self.kind != _LOOKS:
             raise InvalidRequestError(
-                f"{self.where.model} is a {self.kind} model and takes no frames"
+                f"{Path(self.where.model).name} is a {self.kind} model and takes no frames"
             )
         return look(frames, fps)
 
@@ -273,7 +273,7 @@ class _Deadline(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         if time.monotonic() > self.deadline:
             raise ServerUnavailableError(
-                f"{self.where.model} on {self.where.device} didn't answer within {self.where.timeout_s:g} s; ask for "
+                f"{Path(self.where.model).name} on {self.where.device} didn't answer within {self.where.timeout_s:g} s; ask for "
                 "fewer responses or tokens, or have the server's owner raise --language-timeout"
             )
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// A block and one row of a tensor [rows, width], held in registers: 16 bytes a thread and step.
+#pragma once
+
+#include "predict2/reduce.cuh"
+#include "predict2/vec.cuh"
+
+namespace predict2 {
+
+constexpr int kRowThreads = 128;
+
+// Calls step(i, column) for each of a thread's at most kSteps places in a row of `width`.
+template <typename T, int kSteps, typename Step>
+__device__ inline void ForEachStep(int width, Step step) {
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    const int column = (i * kRowThreads + static_cast<int>(threadIdx.x)) * kVec<T>;
+    if (column < width) step(i, column);
+  }
+}
+
+// out = layer_norm(x) * (1 + scale) + shift; two passes, so that a large mean cancels exactly.
+// `modulation` is the row's own, read by every token of the frame and so from the L1.
+template <typename T, int kSteps>
+__device__ inline void ModulateRow(const float (&x)[kSteps][kVec<T>], const T* modulation, T* out,
+                                   int width) {
+  constexpr float kEps = 1e-6f;
+  __shared__ float partial[2][kRowThreads / 32];
+  float sum = 0.0f;
+  ForEachStep<T, kSteps>(width, [&](int i, int) {
+#pragma unroll
+    for (int j = 0; j < kVec<T>; ++j) sum += x[i][j];
+  });
+  const float mean = BlockSum<kRowThreads>(sum, partial[0]) / width;
+  float squares = 0.0f;
+  ForEachStep<T, kSteps>(width, [&](int i, int) {
+#pragma unroll
+    for (int j = 0; j < kVec<T>; ++j) squares += (x[i][j] - mean) * (x[i][j] - mean);
+  });
+  const float inverse = rsqrtf(BlockSum<kRowThreads>(squares, partial[1]) / width + kEps);
+  ForEachStep<T, kSteps>(width, [&](int i, int column) {
+    float shift[kVec<T>], scale[kVec<T>], u[kVec<T>];
+    Load(modulation + column, shift);
+    Load(modulation + width + column, scale);
+#pragma unroll
+    for (int j = 0; j < kVec<T>; ++j) {
+      u[j] = (x[i][j] - mean) * inverse * (1.0f + scale[j]) + shift[j];
+    }
+    Store(out + column, u);
+  });
+}
+
+// Steps that hold a row: for the 2B network's 2048 channels, or for kMaxWidth.
+template <typename T>
+constexpr int kNarrow = 2048 / kRowThreads / kVec<T>;
+template <typename T>
+constexpr int kWide = 5120 / kRowThreads / kVec<T>;
+
+}  // namespace predict2

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels as torch operators `predict2::*` on CUDA tensors; importing this registers them.
+
+Elsewhere than on CUDA an operator is its reference, so a program that calls it runs anywhere.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import BFLOAT16, FLOAT, check, library, reference
+
+_DTYPES = {torch.float32: FLOAT, torch.bfloat16: BFLOAT16}
+
+
+def _dtype(*tensors: Tensor) -> int:
+    """The launcher's number of the dtype that all tensors share.
+
+    Raises:
+        ValueError: they don't share one, it is none the kernels have, or one is not contiguous.
+    """
+    found = tensors[0].dtype
+    if found not in _DTYPES or any(t.dtype != found for t in tensors):
+        dtypes = ", ".join(str(t.dtype) for t in tensors)
+        raise ValueError(f"the tensors must all be float32 or all be bfloat16, not {dtypes}")
+    _contiguous(*tensors)
+    return _DTYPES[found]
+
+
+def _contiguous(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous")
+
+
+def _stream(tensor: Tensor) -> int:
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
+def _frames(x: Tensor, modulation: Tensor, parts: int) -> tuple[int, int, int, int]:
+    """(frames, tokens of one, width, parts) of x [..., D] and modulation [..., parts * D].
+
+    Raises:
+        ValueError: the shapes don't fit, or there are fewer than `parts`.
+    """
+    width = x.shape[-1]
+    frames = modulation.numel() // max(modulation.shape[-1], 1)
+    rows = x.numel() // max(width, 1)
+    given = modulation.shape[-1] // max(width, 1)
+    if given < parts or given * width != modulation.shape[-1] or rows % max(frames, 1):
+        raise ValueError(
+            f"a modulation of shape {tuple(modulation.shape)} doesn't fit {tuple(x.shape)}: "
+            f"it needs {parts} parts of {width} and frames that divide {rows} rows"
+        )
+    return frames, rows // max(frames, 1), width, given
+
+
+def _gated(x: Tensor, y: Tensor, modulation: Tensor) -> tuple[int, int, int, int]:
+    """`_frames` of a modulation with exactly a shift, a scale and a gate.
+
+    Raises:
+        ValueError: it has another number of parts, or y isn't like x.
+    """
+    sizes = _frames(x, modulation, 3)
+    if sizes[3] != 3 or y.numel() != x.numel() or y.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"x {tuple(x.shape)}, y {tuple(y.shape)} and a modulation {tuple(modulation.shape)} of "
+            "shift, scale and gate don't fit"
+        )
+    return sizes
+
+
+@torch.library.custom_op("predict2::adaln_modulate", mutates_args=())
+def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
+    """As `reference.adaln_modulate`."""
+    return reference.adaln_modulate(x, modulation)
+
+
+@adaln_modulate.register_kernel("cuda")
+def _(x: Tensor, modulation: Tensor) -> Tensor:
+    dtype, sizes = _dtype(x, modulation), _frames(x, modulation, 2)
+    out = torch.empty_like(x)
+    pointers = (x.data_ptr(), modulation.data_ptr(), out.data_ptr())
+    check(library().predict2_adaln_modulate(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    return out
+
+
+@adaln_modulate.register_fake
+def _(x: Tensor, modulation: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("predict2::gated_residual", mutates_args=())
+def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+    """As `reference.gated_residual`."""
+    return reference.gated_residual(x, y, modulation)
+
+
+@gated_residual.register_kernel("cuda")
+def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+    dtype, (frames, tokens, width, _parts) = _dtype(x, y, modulation), _gated(x, y, modulation)
+    out = torch.empty_like(x)
+    pointers = (x.data_ptr(), y.data_ptr(), modulation.data_ptr(), out.data_ptr())
+    sizes = (frames, tokens, width)
+    check(library().predict2_gated_residual(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    return out
+
+
+@gated_residual.register_fake
+def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("predict2::gated_residual_modulate", mutates_args=())
+def gated_residual_modulate(
+    x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `reference.gated_residual_modulate`."""
+    return reference.gated_residual_modulate(x, y, modulation, next_modulation)
+
+
+@gated_residual_modulate.register_kernel("cuda")
+def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tuple[Tensor, Tensor]:
+    tensors = (x, y, modulation, next_modulation)
+    dtype, sizes = _dtype(*tensors), _frames(x, next_modulation, 2)
+    if _gated(x, y, modulation)[0] != sizes[0]:
+        raise ValueError("the two modulations differ in frames")
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    pointers = [t.data_ptr() for t in (*tensors, total, out)]
+    check(library().predict2_gated_residual_modulate(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    return total, out
+
+
+@gated_residual_modulate.register_fake
+def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op("predict2::qk_norm_rope", mutates_args=())
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    weights: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    q_scale: float = 1.0,
+    heads_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.qk_norm_rope` of q [B, N, heads * E] and k [B, M, heads * E].
+
+    q and k may be slices of a packed QKV [B, N, 3 * heads * E]. `weights` are those of q and k,
+    `tables` the three of `reference.Rotary`, or none. The outputs are [B, heads, N, E] where
+    `heads_first`, else [B, N, heads, E].
+    """
+    rotary = reference.Rotary(*tables) if tables else None
+    outputs = (
+        reference.qk_norm_rope(q, weights[0], rotary, q_scale),
+        reference.qk_norm_rope(k, weights[1], rotary),
+    )
+    if heads_first:
+        outputs = (outputs[0].transpose(1, 2), outputs[1].transpose(1, 2))
+    return outputs[0].contiguous(), outputs[1].contiguous()
+
+
+@qk_norm_rope.register_kernel("cuda")
+def _(
+    q: Tensor,
+    k: Tensor,
+    weights: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    q_scale: float = 1.0,
+    heads_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    dtype = _dtype(*weights)
+    head_dim = len(weights[0])
+    if any(t.dtype != weights[0].dtype or t.shape[-1] != q.shape[-1] for t in (q, k)):
+        raise ValueError("q, k and the weights must be of one dtype, q and k of one width")
+    if any(t.dtype != torch.float32 for t in tables):
+        raise ValueError("rotary tables must be float32")
+    _contiguous(*tables)
+    out = _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
+    of_tables: Sequence[int | None] = [t.data_ptr() for t in tables] or [None] * 3
+    positions = [t.shape[1] for t in tables] or [0] * 3
+    channels = [t.shape[2] for t in tables] or [0] * 3
+    check(
+        library().predict2_qk_norm_rope(  # type: ignore[union-attr]
+            *(dtype, q.data_ptr(), k.data_ptr(), None),
+            *(t.data_ptr() for t in weights),
+            *of_tables,
+            *(t.data_ptr() for t in out),
+            *(None, q.shape[0], q.shape[1], k.shape[1], q.shape[-1] // head_dim, head_dim),
+            *(_row_stride(q), _row_stride(k), *positions, *channels, q_scale, heads_first),
+            _stream(q),
+        )
+    )
+    return out
+
+
+@qk_norm_rope.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    weights: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    q_scale: float = 1.0,
+    heads_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    head_dim = weights[0].shape[0]
+    return _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
+
+
+def _like_heads(x: Tensor, head_dim: int, heads_first: bool) -> Tensor:
+    batch, tokens, width = x.shape
+    heads = width // head_dim
+    order = (heads, tokens) if heads_first else (tokens, heads)
+    return x.new_empty((batch, *order, head_dim))
+
+
+def _row_stride(x: Tensor) -> int:
+    """Elements from a token to the next.
+
+    Raises:
+        ValueError: channels aren't next to each other, or batches not right after one another.
+    """
+    batch, tokens, width = x.shape
+    step = x.stride(1) if tokens > 1 else x.stride(0)
+    if x.stride(2) != 1 or (batch > 1 and x.stride(0) != tokens * step) or step < width:
+        raise ValueError(
+            f"q and k must be rows of a [B, N, ...] tensor, not of strides {x.stride()}"
+        )
+    return int(step)

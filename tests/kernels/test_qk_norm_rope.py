@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from predict2_export.networks.dit import EPS, Attention, RotaryTables, rotate
+from predict2_kernels import BFLOAT16, FLOAT, KernelError, check, library
+from predict2_kernels.reference import Rotary, angles, qk_norm_rope
+from predict2_kernels.torch_ops import qk_norm_rope as operator
+from predict2_spec.networks import DIT_2B_VIDEO2WORLD
+
+needs_library = pytest.mark.skipif(
+    not hasattr(library(), "predict2_qk_norm_rope"), reason="built without nvcc, or before it"
+)
+ALIGNED = 1 << 20  # an address that is never read
+
+
+def spec(head_dim, heads=2):
+    return replace(DIT_2B_VIDEO2WORLD, width=head_dim * heads, num_heads=heads, max_grid=(4, 6, 8))
+
+
+def tables(head_dim, grid, device="cpu"):
+    full = RotaryTables(spec(head_dim))
+    axes = zip((full.frames, full.rows, full.columns), grid, strict=True)
+    return [table[:, :size].contiguous().to(device) for table, size in axes]
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 2, 5), (1, 6, 8)])
+def test_reference_is_the_networks_queries(head_dim, grid):
+    of = spec(head_dim)
+    attention = Attention(of, of.width).double()
+    torch.nn.init.normal_(attention.q_norm.weight)
+    x = normal(2, math.prod(grid), of.width)
+    q = attention.q_norm(attention._heads(x))
+    rotation = RotaryTables(of)(grid)
+    expected = rotate(q, rotation).transpose(1, 2)
+    rotary = Rotary(*tables(head_dim, grid))
+    torch.testing.assert_close(angles(rotary)[:, :, 0], rotation, rtol=0, atol=0)
+    weight = attention.q_norm.weight
+    assert attention.q_norm.eps == EPS
+    # float64 on both sides: only the order of operations differs
+    torch.testing.assert_close(qk_norm_rope(x, weight, rotary), expected, rtol=1e-12, atol=1e-12)
+    plain = q.transpose(1, 2)
+    torch.testing.assert_close(qk_norm_rope(x, weight), plain, rtol=1e-12, atol=1e-12)
+    scaled = qk_norm_rope(x, weight, rotary, 0.25)
+    torch.testing.assert_close(scaled, expected * 0.25, rtol=1e-12, atol=1e-12)
+
+
+def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shapes():
+    q, k = normal(2, 30, 64, dtype=torch.float32), normal(2, 30, 64, dtype=torch.float32, seed=1)
+    weights = [normal(32, dtype=torch.float32, seed=seed) for seed in (2, 3)]
+    rotary = tables(32, (3, 2, 5))
+    for heads_first in (False, True):
+        arguments = (q, k, weights, rotary, 0.5, heads_first)
+        outputs = operator(*arguments)
+        expected = qk_norm_rope(q, weights[0], Rotary(*rotary), 0.5)
+        expected = expected.transpose(1, 2) if heads_first else expected
+        assert torch.equal(outputs[0], expected)
+        torch.library.opcheck(operator, arguments)  # schema, aliasing and the fake's shapes
+    with FakeTensorMode():
+        text = torch.empty(2, 7, 64, dtype=torch.bfloat16)
+        queries = torch.empty(2, 30, 192, dtype=torch.bfloat16)[..., :64]
+        of = [torch.empty(32, dtype=torch.bfloat16) for _ in range(2)]
+        q, k = operator(queries, text, of, [], heads_first=True)
+        assert (q.shape, k.shape, q.dtype) == ((2, 2, 30, 32), (2, 2, 7, 32), torch.bfloat16)
+
+
+def arguments(**changes):
+    """Of a good call for two heads of 64 and a grid of 2 x 3 x 5."""
+    values = {
+        "dtype": BFLOAT16, "q": ALIGNED, "k": ALIGNED, "v": None, "q_weight": ALIGNED,
+        "k_weight": ALIGNED, "frames": ALIGNED, "rows": ALIGNED, "columns": ALIGNED,
+        "q_out": ALIGNED, "k_out": ALIGNED, "v_out": None, "batch": 2, "q_tokens": 30,
+        "k_tokens": 30, "heads": 2, "head_dim": 64, "q_stride": 384, "k_stride": 384,
+        "num_frames": 2, "num_rows": 3, "num_columns": 5, "frame_channels": 12, "row_channels": 10,
+        "column_channels": 10, "q_scale": 1.0, "heads_first": 1, "stream": None,
+    }  # fmt: skip
+    return (values | changes).values()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": 2},
+        {"q": None},
+        {"k_out": None},
+        {"q_weight": None},
+        {"q": ALIGNED + 8},
+        {"k_weight": ALIGNED + 2},
+        {"rows": None},
+        {"v": ALIGNED},  # without an output
+        {"batch": -1},
+        {"heads": -1},
+        {"q_tokens": -1},
+        {"head_dim": 96},
+        {"head_dim": 256},
+        {"q_stride": 127},  # shorter than a row
+        {"q_stride": 132},  # rows that begin between two vectors
+        {"num_frames": 3},  # not the tokens
+        {"k_tokens": 60},
+        {"num_frames": -2, "num_rows": -3},
+        {"row_channels": 11},
+        {"row_channels": -10, "frame_channels": 32},
+        {"batch": 1 << 40},
+    ],
+)
+def test_bad_arguments_are_refused_before_a_launch(changes):
+    with pytest.raises(KernelError, match="cudaErrorInvalidValue"):
+        check(library().predict2_qk_norm_rope(*arguments(**changes)))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "changes", [{"batch": 0}, {"heads": 0}, {"q_tokens": 0, "k_tokens": 0, "q": None, "k": None}]
+)
+def test_an_empty_problem_launches_nothing(changes):
+    check(library().predict2_qk_norm_rope(*arguments(**changes)))
+
+
+def test_operator_refuses_what_is_not_rows_of_a_tensor():
+    from predict2_kernels.torch_ops import _row_stride
+
+    assert _row_stride(torch.empty(2, 5, 192)[..., 64:128]) == 192
+    assert _row_stride(torch.empty(2, 1, 64)) == 64
+    for x in (
+        torch.empty(2, 64, 5).mT,
+        torch.empty(2, 5, 128)[..., ::2],
+        torch.empty(2, 8, 64)[:, :5],
+    ):
+        with pytest.raises(ValueError, match="must be rows"):
+            _row_stride(x)
+
+
+@needs_library
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("heads", [1, 16, 40])
+@pytest.mark.parametrize("grid", [(1, 1, 1), (4, 5, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_kernel_equals_reference(head_dim, heads, grid, dtype, heads_first):
+    torch.manual_seed(torch.seed())  # fresh inputs in every run
+    tokens, width = math.prod(grid), heads * head_dim
+    qkv = torch.randn(2, tokens, 3 * width, device="cuda").to(dtype)
+    weights = [torch.randn(head_dim, device="cuda").to(dtype) for _ in range(2)]
+    rotary = tables(head_dim, grid, "cuda")
+    of_tables = [t.data_ptr() for t in rotary]
+    order = (heads, tokens) if heads_first else (tokens, heads)
+    out = torch.full((3, 2, *order, head_dim), math.nan, device="cuda", dtype=dtype)
+    starts = [qkv[..., i * width :].data_ptr() for i in range(3)]
+    sizes = (2, tokens, tokens, heads, head_dim, 3 * width, 3 * width, *grid)
+    channels = [t.shape[2] for t in rotary]
+    check(
+        library().predict2_qk_norm_rope(
+            FLOAT if dtype == torch.float32 else BFLOAT16,
+            *starts,
+            *(t.data_ptr() for t in weights),
+            *of_tables,
+            *(t.data_ptr() for t in out),
+            *(*sizes, *channels, 0.125, heads_first, torch.cuda.current_stream().cuda_stream),
+        )
+    )
+    q, k, v = (part.cpu() for part in qkv.chunk(3, dim=-1))
+    of = Rotary(*(t.cpu() for t in rotary))
+    expected = [
+        qk_norm_rope(q.float(), weights[0].cpu().float(), of, 0.125),
+        qk_norm_rope(k.float(), weights[1].cpu().float(), of),
+        v.float().view(2, tokens, heads, head_dim),
+    ]
+    # one rounding of the result, half a step of 2^-8 in bf16; the rest is float32 on both sides
+    rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    for actual, wanted in zip(out, expected, strict=True):
+        wanted = wanted.transpose(1, 2) if heads_first else wanted
+        torch.testing.assert_close(actual.cpu().float(), wanted, rtol=rtol, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.gpu
+def test_operator_serves_cross_attention_on_any_stream():
+    q, k = torch.randn(1, 33, 256, device="cuda"), torch.randn(1, 5, 256, device="cuda")
+    weights = [torch.randn(128, device="cuda") for _ in range(2)]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        outputs = operator(q, k, weights, [])
+    stream.synchronize()
+    for actual, x, weight in zip(outputs, (q, k), weights, strict=True):
+        expected = qk_norm_rope(x.cpu(), weight.cpu())
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-5, atol=1e-5)
