@@ -48,6 +48,14 @@ _WAN_VAE = KnownFile(
 _T5_ENCODER_BF16 = KnownFile(size_bytes=9_700_000_000)
 _DIT_2B = 3_912_810_496
 _DIT_14B = 28_530_530_304
+# The networks that look at frames, in the guardrails' repository.
+GUARD_FACES = "face_blur_filter/Resnet50_Final.pth"
+GUARD_CLASSIFIER = "video_content_safety_filter/safety_filter.pt"
+GUARD_TOWER = (
+    "video_content_safety_filter/models--google--siglip-so400m-patch14-384/"
+    "snapshots/9fdffc58afc957d1a03a25b10dba0329ab15c2a3/model.safetensors"
+)
+GUARD_FILES = (GUARD_FACES, GUARD_CLASSIFIER, GUARD_TOWER)
 
 
 def _text2image(size: str, revision: str, md5: str, size_bytes: int) -> Repo:
@@ -142,16 +150,9 @@ _ROWS = (
         "d6d4bfa899a71454a700907664f3e88f503950cf",
         gated=True,
         known={
-            "face_blur_filter/Resnet50_Final.pth": KnownFile(
-                md5="bce939bc22d8cec91229716dd932e56e"
-            ),
-            "video_content_safety_filter/safety_filter.pt": KnownFile(
-                md5="b46dc2ad821fc3b0d946549d7ade19cf"
-            ),
-            "video_content_safety_filter/models--google--siglip-so400m-patch14-384/snapshots/"
-            "9fdffc58afc957d1a03a25b10dba0329ab15c2a3/model.safetensors": KnownFile(
-                md5="f4c887e55e159f96453e18a1d6ca984f"
-            ),
+            GUARD_FACES: KnownFile(md5="bce939bc22d8cec91229716dd932e56e"),
+            GUARD_CLASSIFIER: KnownFile(md5="b46dc2ad821fc3b0d946549d7ade19cf"),
+            GUARD_TOWER: KnownFile(md5="f4c887e55e159f96453e18a1d6ca984f"),
         },
     ),
     Repo("meta-llama/Llama-Guard-3-8B", "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425", gated=True),

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The toy preset's checkpoint: where the trained one lies, and seeded random ones of the same layout."""
 
+import io
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -18,6 +20,7 @@ from predict2_spec.presets import TOY
 from .networks.dit import Dit
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
+from .released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_FILES, GUARD_TOWER
 from .toyworld.tokenizer import word_tokenizer
 
 StateDict = dict[str, Tensor]
@@ -38,7 +41,8 @@ _TEXT_ENCODER_GAINS = {
 def write_toy_checkpoint(folder: Path, seed: int = 0) -> None:
     """Write random files of the toy preset, at the paths in `folder` that the preset names.
 
-    The pictures mean nothing; all else works as with the trained weights in `TRAINED`.
+    The pictures mean nothing; all else works as with the trained weights in `TRAINED`. Its frame guard is
+    the trained one: one of random opinions would refuse clips by chance.
     Every file appears whole or not at all, and replaces one that is there.
 
     Args:
@@ -53,6 +57,10 @@ def write_toy_checkpoint(folder: Path, seed: int = 0) -> None:
             part.write_bytes(save(state))  # save_file would hide it from other users
     with whole_file(folder / TOY.tokenizer_path) as part:
         part.write_text(word_tokenizer().to_str(pretty=True), encoding="utf-8")
+    for file in GUARD_FILES:
+        path = f"{TOY.frame_guard_path}/{file}"
+        with whole_file(folder / path) as part:
+            part.write_bytes((TRAINED / path).read_bytes())
 
 
 def toy_state_dicts(seed: int) -> dict[str, StateDict]:
@@ -81,6 +89,26 @@ def released_names(
             for k, v in text_encoder.state_dict().items()
         },
     }
+
+
+def guard_files(weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """A frame guard's files by their paths in its folder, from the state dict of a `FrameGuard`."""
+
+    def part(name: str, prefix: str) -> StateDict:
+        own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(name)}
+        return {prefix + key: value.contiguous() for key, value in own.items()}
+
+    return {
+        GUARD_FACES: _saved(part("faces", "")),
+        GUARD_TOWER: save(part("content.vision_model", "vision_model.")),
+        GUARD_CLASSIFIER: _saved({"model": part("content.network", "network.")}),
+    }
+
+
+def _saved(values: Mapping[str, Any]) -> bytes:
+    data = io.BytesIO()
+    torch.save(values, data)
+    return data.getvalue()
 
 
 @torch.no_grad()

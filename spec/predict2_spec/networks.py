@@ -232,7 +232,7 @@ TOY_VAE = VaeSpec(  # its weights are scaled so that latents are normal by thems
 )
 TOY_TEXT_ENCODER = TextEncoderSpec(64, 2, 4, 16, 128, vocab_size=64, num_tokens=32)
 TOY_FRAME_GUARD = FrameGuardSpec(
-    FaceDetectorSpec(base_width=4, num_blocks=(1, 1, 1, 1), pyramid_width=16),
+    FaceDetectorSpec(base_width=4, num_blocks=(1, 1, 1, 1), pyramid_width=32),
     ContentFilterSpec(
         image_size=32, patch=8, width=32, num_layers=2, num_heads=2, ff_width=64, hidden=(16, 8)
     ),

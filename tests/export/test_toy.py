@@ -14,6 +14,7 @@ from predict2_export.checkpoint.names import dit_state_dict, text_encoder_state_
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.text_encoder import TextEncoder
 from predict2_export.networks.vae import Vae
+from predict2_export.released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_TOWER
 from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.sampler import Guidance, guided_x0, initial_noise, update
 from predict2_runtime.schedule import solver_steps
@@ -28,7 +29,9 @@ PATHS = (
     TOY.vae_path,
     TOY.text_encoder_path,
     TOY.tokenizer_path,
+    *(f"{TOY.frame_guard_path}/{file}" for file in (GUARD_FACES, GUARD_CLASSIFIER, GUARD_TOWER)),
 )
+RANDOM = PATHS[:4]  # the others are the same for all seeds
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_exactly_the_presets_files_are_written(folder):
 
 
 def test_weights_are_float32(folder):
-    for path in PATHS[:4]:
+    for path in RANDOM:
         assert {tensor.dtype for tensor in read_checkpoint(folder / path).values()} == {
             torch.float32
         }
@@ -89,7 +92,7 @@ def test_equal_seeds_write_equal_bytes_and_others_do_not(folder, tmp_path):
     for path in PATHS:
         content = (folder / path).read_bytes()
         assert (tmp_path / "same" / path).read_bytes() == content
-        if path != TOY.tokenizer_path:
+        if path in RANDOM:
             assert (tmp_path / "other" / path).read_bytes() != content
 
 
