@@ -27,7 +27,7 @@ _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxrunti
 Report = Callable[[str], None]  # is told one line of progress
 
 
-def build(  # noqa: PLR0913  # the last four are the owner's choices, with defaults
+def build(  # noqa: PLR0913  # the last five are the owner's choices, with defaults
     preset: Preset,
     checkpoints: Path,
     templates: Path,
@@ -38,6 +38,7 @@ def build(  # noqa: PLR0913  # the last four are the owner's choices, with defau
     device: str = "cpu",
     post_trained: Mapping[Task, PostTrained] | None = None,
     trust_torchscript: bool = False,
+    guard_frames: bool = True,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -54,6 +55,7 @@ def build(  # noqa: PLR0913  # the last four are the owner's choices, with defau
         device: where the engines shall run, cpu or cuda.
         post_trained: denoisers' weights other than the preset's.
         trust_torchscript: run the programs of checkpoints that are programs.
+        guard_frames: False leaves out the stage that looks at frames, also where it was built before.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
@@ -66,7 +68,8 @@ def build(  # noqa: PLR0913  # the last four are the owner's choices, with defau
         post_trained,
         trust_torchscript=trust_torchscript,
     )
-    todo = [recipe for recipe in found if only in ("", recipe.network)]
+    left_out = [] if guard_frames else [tensors.GUARDRAIL_VIDEO.name]
+    todo = [r for r in found if only in ("", r.network) and r.network not in left_out]
     for recipe in todo:
         recipe.check_lowerable()
     _check_files(preset, todo)
@@ -77,6 +80,9 @@ def build(  # noqa: PLR0913  # the last four are the owner's choices, with defau
             report(f"{place}: {line}")
 
         _build_stage(preset, recipe, templates, output, tell)
+    for name in left_out:
+        shutil.rmtree(output / name, ignore_errors=True)
+        report(f"{name} is left out: a server of this repository doesn't look at frames")
     for name in tensors.engineless(preset):
         with _replacing(output / name) as folder:
             _copy_model(templates / name, folder)
@@ -89,8 +95,20 @@ def _check_files(preset: Preset, todo: list[Recipe]) -> None:
     if missing:
         raise CheckpointError(
             f"preset {preset.name} needs {', '.join(missing)}; "
-            f"predict2-export fetch --preset {preset.name} gets what is published, docs/export.md says more"
+            f"predict2-export fetch --preset {preset.name}{_guard_advice(todo)} gets what is published, "
+            "docs/export.md says more"
         )
+
+
+def _guard_advice(todo: list[Recipe]) -> str:
+    """What a fetch needs for the frame guard's files, which it brings only when asked; "" if they are there."""
+    guard = [path for r in todo if r.network == tensors.GUARDRAIL_VIDEO.name for path in r.files]
+    if all(path.exists() for path in guard):
+        return ""
+    return (
+        " --with guardrails, after you have accepted the licences on the pages that it names "
+        "(or build with --skip-guardrail-video for a server that doesn't look at frames),"
+    )
 
 
 def _build_stage(

@@ -15,6 +15,7 @@ from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import (
     LATENT_CHANNELS,
     DitSpec,
+    FrameGuardSpec,
     ScriptedVaeSpec,
     TextEncoderSpec,
     VaeSpec,
@@ -25,15 +26,24 @@ from predict2_spec.video import PATCH
 from .checkpoint.files import read_checkpoint
 from .checkpoint.fit import check_fit, load_strict
 from .checkpoint.lora import merge_injected, merge_lora, read_adapter
-from .checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
+from .checkpoint.names import (
+    classifier_state_dict,
+    dit_state_dict,
+    face_detector_state_dict,
+    text_encoder_state_dict,
+    vae_state_dict,
+    vision_tower_state_dict,
+)
 from .checkpoint.scripted import check_trusted, read_scripted_decoder
 from .checkpoint.stored import StoredTensor
 from .networks import scripted_vae
 from .networks.dit import Dit
 from .networks.export_graph import ExportGraph
+from .networks.frame_guard import FrameGuard
 from .networks.text_encoder import TextEncoder
 from .networks.vae import Vae
 from .networks.vae_graphs import export_graphs
+from .released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_TOWER
 from .to_onnx import hollow_graphs
 from .verify import FLOAT32, Limits
 
@@ -145,6 +155,38 @@ class ScriptedRecipe(Recipe):
         return network, self.graphs(network)
 
 
+_GUARD_PARTS = (  # of the module: its name, its file, and how that names its weights
+    ("faces", GUARD_FACES, face_detector_state_dict),
+    ("content.vision_model", GUARD_TOWER, vision_tower_state_dict),
+    ("content.network", GUARD_CLASSIFIER, classifier_state_dict),
+)
+
+
+@dataclass(frozen=True)
+class FrameGuardRecipe(Recipe):
+    """An engine of two networks; its checkpoint is a folder with a file for each of three parts."""
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of the parts."""
+        return [self.checkpoint / file for _, file, _ in _GUARD_PARTS]
+
+    def weights(self) -> dict[str, StoredTensor]:
+        """The values of all parts' parameters, not read yet.
+
+        Raises:
+            CheckpointError: a file is damaged or holds other weights.
+        """
+        with torch.device("meta"):
+            guard = self.make()
+        found = {}
+        for part, file, rename in _GUARD_PARTS:
+            state = rename(read_checkpoint(self.checkpoint / file))
+            check_fit(guard.get_submodule(part), state, str(self.checkpoint / file))
+            found.update({f"{part}.{key}": value for key, value in state.items()})
+        return found
+
+
 def recipes(
     preset: Preset,
     checkpoints: Path,
@@ -153,7 +195,7 @@ def recipes(
     *,
     trust_torchscript: bool = False,
 ) -> list[Recipe]:
-    """Every engine a preset needs, small ones first.
+    """Every engine a preset needs, in the order of its stages.
 
     Args:
         preset: what to serve.
@@ -183,6 +225,7 @@ def recipes(
     if preset.video2world:
         path = checkpoints / preset.video2world_path
         found.append(_dit_recipe(tensors.VIDEO2WORLD_DENOISER.name, preset.video2world, path))
+    found.append(_guard_recipe(preset.frame_guard, checkpoints / preset.frame_guard_path))
     for task, other in (post_trained or {}).items():
         found = [_changed(r, other) if r.network == f"{task}_denoiser" else r for r in found]
     needed = {stage.name for stage in tensors.served_stages(preset)}
@@ -220,6 +263,11 @@ def _dit_recipe(network: str, spec: DitSpec, checkpoint: Path) -> Recipe:
     )
 
 
+def _guard_recipe(spec: FrameGuardSpec, folder: Path) -> Recipe:
+    make = partial(FrameGuard, spec)
+    return FrameGuardRecipe(tensors.GUARDRAIL_VIDEO.name, spec, folder, make, dict, _guard_graphs)
+
+
 def _changed(recipe: Recipe, other: PostTrained) -> Recipe:
     checkpoint = other.checkpoint or recipe.checkpoint
 
@@ -251,6 +299,11 @@ def _text_encoder_graphs(spec: TextEncoderSpec, module: nn.Module) -> Graphs:
 def _vae_graphs(network: str, module: nn.Module) -> Graphs:
     assert isinstance(module, Vae)
     return export_graphs(module, *EXAMPLE_PIXELS)[network]
+
+
+def _guard_graphs(module: nn.Module) -> Graphs:
+    assert isinstance(module, FrameGuard)
+    return module.graphs()
 
 
 def _dit_graphs(spec: DitSpec, module: nn.Module) -> Graphs:

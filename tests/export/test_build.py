@@ -16,7 +16,7 @@ from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.stages.text_encoder import TextEncoder
 from predict2_spec.errors import CheckpointError, VerificationError
-from predict2_spec.presets import TOY
+from predict2_spec.presets import PRESETS, TOY
 
 TEMPLATES = Path(__file__).parents[2] / "model_repository"
 STAGE = "text_encoder"
@@ -124,6 +124,32 @@ def test_missing_files_are_all_named_before_anything_is_built(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_released_preset_without_the_guardrails_files_says_how_to_get_them_or_do_without(
+    tmp_path,
+):
+    preset = PRESETS["0.6b"]
+    with pytest.raises(CheckpointError, match=r"safety_filter\.pt.* fetch --preset 0\.6b --with guardrails, after") as told:  # fmt: skip
+        build(preset, tmp_path, TEMPLATES, tmp_path / "out", lambda line: None)
+    assert "accepted the licences" in str(told.value)
+    assert "build with --skip-guardrail-video" in str(told.value)
+    with pytest.raises(CheckpointError) as told:
+        build(preset, tmp_path, TEMPLATES, tmp_path / "out", lambda line: None, guard_frames=False)
+    assert "Guardrail" not in str(told.value)
+    assert "--with" not in str(told.value)
+
+
+def test_a_build_without_the_frame_guard_takes_an_old_one_away(checkpoints, tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(building, "_build_stage", lambda preset, recipe, *rest: built.append(recipe.network))  # fmt: skip
+    output, lines = tmp_path / "toy", []
+    (output / "guardrail_video" / "1").mkdir(parents=True)
+    build(TOY, checkpoints, TEMPLATES, output, lines.append, guard_frames=False)
+    assert "guardrail_video" not in built
+    assert len(built) == 5
+    assert not (output / "guardrail_video").exists()
+    assert any("guardrail_video is left out" in line for line in lines)
+
+
 def test_an_engine_that_disagrees_is_not_installed(checkpoints, tmp_path, monkeypatch):
     # A lowering that loses something: the graph is written from other weights than it is checked against.
     def sloppy(graph, path, network, weights, report):
@@ -166,4 +192,4 @@ def test_an_interrupted_build_leaves_the_old_engine_in_place(
 def test_a_preset_without_video_needs_no_video_networks(checkpoints):
     image_only = replace(TOY, video2world=None, video2world_path="")
     names = [recipe.network for recipe in building.recipes(image_only, checkpoints)]
-    assert names == ["text_encoder", "vae_decoder", "text2image_denoiser"]
+    assert names == ["text_encoder", "vae_decoder", "text2image_denoiser", "guardrail_video"]

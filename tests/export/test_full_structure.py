@@ -15,10 +15,13 @@ from diffusers import AutoencoderKLWan
 from transformers import T5EncoderModel, T5ForConditionalGeneration
 
 from predict2_export.layouts import ALSO_DIFFUSERS, candidates, located
+from predict2_export.networks.content_filter import Classifier, VisionTower
 from predict2_export.networks.dit import Dit
+from predict2_export.networks.face_detector import FaceDetector
 from predict2_export.networks.text_encoder import t5_config
 from predict2_export.networks.vae import Vae
 from predict2_export.recipes import recipes
+from predict2_export.released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_TOWER
 from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import PRESETS, TOY
 from predict2_spec.tensors import served_stages
@@ -59,6 +62,16 @@ def save_safetensors(folder, state, shards):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
+def save_guard(preset, folder):
+    guard, content = folder / preset.frame_guard_path, preset.frame_guard.content
+    save_torch(guard / GUARD_FACES, FaceDetector(preset.frame_guard.faces), "module.")
+    save_torch(guard / GUARD_CLASSIFIER, Classifier(content), "network.")
+    tower = VisionTower(content).state_dict()
+    tower = {f"vision_model.{name}": value for name, value in tower.items()}
+    save_safetensors((guard / GUARD_TOWER).parent, tower, shards=1)
+    (guard / GUARD_TOWER).with_name("model-00001-of-00001.safetensors").rename(guard / GUARD_TOWER)
+
+
 def assert_fits(preset, folder):
     found = recipes(located(preset, folder), folder)
     assert [r.network for r in found] == [stage.name for stage in served_stages(preset)]
@@ -82,6 +95,7 @@ def test_the_originals_files_fit(preset, tmp_path):
         config.num_decoder_layers = config.num_layers
         file = tmp_path / preset.text_encoder_path / "pytorch_model.bin"
         save_torch(file, T5ForConditionalGeneration(config))
+        save_guard(preset, tmp_path)
     (tmp_path / preset.tokenizer_path).write_text("{}")
     assert_fits(preset, tmp_path)
 
@@ -100,6 +114,7 @@ def test_diffusers_folders_fit(preset, tmp_path, diffusers_dit):
         encoder = T5EncoderModel(t5_config(preset.text_encoder)).bfloat16().state_dict()
         encoder.pop("encoder.embed_tokens.weight", None)  # tied, and stored once
         save_safetensors(found["text_encoder_path"], encoder, shards=2)
+        save_guard(preset, tmp_path)
     found["tokenizer_path"].parent.mkdir(parents=True, exist_ok=True)
     found["tokenizer_path"].write_text("{}")
     assert_fits(preset, tmp_path)

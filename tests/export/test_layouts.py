@@ -9,15 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
 from predict2_export.checkpoint.names import dit_state_dict, text_encoder_state_dict, vae_state_dict
 from predict2_export.checkpoint.synthetic import synthetic_weights
 from predict2_export.layouts import ALSO_DIFFUSERS, candidates, located
 from predict2_export.networks.dit import Dit
+from predict2_export.networks.frame_guard import FrameGuard
 from predict2_export.networks.vae import Vae
 from predict2_export.recipes import PostTrained, recipes
+from predict2_export.released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_TOWER
+from predict2_export.toy import guard_files
 from predict2_spec.errors import CheckpointError
 from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import PRESETS, TOY
@@ -56,6 +59,7 @@ def reduced(preset):
         vae=replace(preset.vae, base_width=4),
         text2image=reduced_dit(preset.text2image),
         video2world=reduced_dit(preset.video2world),
+        frame_guard=TOY.frame_guard,
     )  # fmt: skip
 
 
@@ -99,7 +103,29 @@ def write_original(preset, folder):
     save(f"{preset.text_encoder_path}/pytorch_model.bin", {**encoder, **decoder})
     (folder / preset.tokenizer_path).write_text("{}")
     written["text_encoder"] = text_encoder_state_dict(encoder)
-    return written
+    return written | write_guard(preset, folder)
+
+
+def write_guard(preset, folder):
+    """The frame guard's files with all that the published ones hold beside our networks."""
+    guard = values(FrameGuard(preset.frame_guard), 4, torch.float32)
+    files = {folder / preset.frame_guard_path / name: data for name, data in guard_files(guard).items()}  # fmt: skip
+    for file, data in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    faces, classifier, tower = (
+        folder / preset.frame_guard_path / name for name in (GUARD_FACES, GUARD_CLASSIFIER, GUARD_TOWER)
+    )  # fmt: skip
+    counter = torch.tensor(7)
+    found = torch.load(faces, weights_only=True)
+    left = {"LandmarkHead.0.conv1x1.bias": torch.zeros(20), "body.bn1.num_batches_tracked": counter}
+    torch.save({f"module.{key}": value for key, value in {**found, **left}.items()}, faces)
+    found = torch.load(classifier, weights_only=True)["model"]
+    model = {**found, "network.layers.1.num_batches_tracked": counter}
+    torch.save({"model": model, "epoch": 3}, classifier)
+    text = {"text_model.head.bias": torch.zeros(4), "logit_scale": torch.zeros(1)}
+    save_file({**load_file(tower), **text}, tower)
+    return {"guardrail_video": guard}
 
 
 def write_diffusers(preset, folder, diffusers_dit):
@@ -120,6 +146,7 @@ def write_diffusers(preset, folder, diffusers_dit):
     text_encoder = t5(preset.text_encoder).bfloat16()
     text_encoder.save_pretrained(folder / found["text_encoder_path"])
     written["text_encoder"] = text_encoder_state_dict(text_encoder.state_dict())
+    written |= write_guard(preset, folder)
     tokenizer = folder / found["tokenizer_path"]
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.write_text("{}")
@@ -222,4 +249,21 @@ def test_files_in_each_others_place_are_refused_by_the_file_that_is_wrong(tmp_pa
     network = name.replace("_path", "_denoiser")
     recipe = next(r for r in recipes(swapped, tmp_path) if r.network == network)
     with pytest.raises(CheckpointError, match=str(tmp_path / getattr(preset, path))):
+        recipe.weights()
+
+
+@pytest.mark.parametrize(
+    ("file", "other"),
+    [(GUARD_FACES, GUARD_CLASSIFIER), (GUARD_CLASSIFIER, GUARD_FACES), (GUARD_TOWER, "")],
+)
+def test_of_the_frame_guards_files_the_one_that_is_wrong_is_named(tmp_path, file, other):
+    preset = reduced(PRESETS["0.6b"])
+    write_guard(preset, tmp_path)
+    folder = tmp_path / preset.frame_guard_path
+    if other:
+        (folder / file).write_bytes((folder / other).read_bytes())
+    else:
+        save_file({"vision_model.head.probe": torch.zeros(1, 1, 32)}, folder / file)
+    recipe = next(r for r in recipes(preset, tmp_path) if r.network == "guardrail_video")
+    with pytest.raises(CheckpointError, match=f"{file} doesn't fit"):
         recipe.weights()

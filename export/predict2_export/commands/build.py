@@ -9,7 +9,7 @@ from typing import Any
 
 from predict2_spec.errors import InvalidRequestError, Predict2Error
 from predict2_spec.presets import PRESETS, Preset, Task, find_preset
-from predict2_spec.tensors import STAGES
+from predict2_spec.tensors import GUARDRAIL_VIDEO, STAGES
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "model_repository"
 
@@ -66,6 +66,13 @@ def add_parser(commands: Any) -> None:
         "it can do on this machine whatever you can",
     )
     parser.add_argument(
+        "--skip-guardrail-video",
+        "--skip_guardrail_video",
+        action="store_true",
+        help="build a repository whose server doesn't look at frames before they leave; without this a build needs "
+        "the guardrails' files",
+    )
+    parser.add_argument(
         "--model-repository",
         type=Path,
         default=TEMPLATES,
@@ -109,6 +116,10 @@ def run(args: argparse.Namespace) -> None:
     paths, adapters = by_task(preset, args.dit_path), by_task(preset, args.lora)
     if args.load_ema and not paths:
         raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
+    if args.skip_guardrail_video and args.only == GUARDRAIL_VIDEO.name:
+        raise InvalidRequestError(
+            f"--only {args.only} and --skip-guardrail-video leave nothing to build; drop one of them"
+        )
     from predict2_export.build import build  # torch takes seconds to load; --help shouldn't
     from predict2_export.recipes import PostTrained
     from predict2_export.to_onnx import quiet_exporter
@@ -136,6 +147,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         post_trained=post_trained,
         trust_torchscript=args.trust_torchscript,
+        guard_frames=not args.skip_guardrail_video,
     )
     if args.only:
         report(f"{args.only} is installed in {output}")
