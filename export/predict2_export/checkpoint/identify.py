@@ -10,21 +10,36 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from predict2_export.networks.content_filter import Classifier, VisionTower
 from predict2_export.networks.dit import Dit
+from predict2_export.networks.face_detector import FaceDetector
 from predict2_export.networks.vae import Vae
-from predict2_spec.networks import DitSpec, TextEncoderSpec, VaeSpec
+from predict2_spec.networks import (
+    ContentFilterSpec,
+    DitSpec,
+    FaceDetectorSpec,
+    TextEncoderSpec,
+    VaeSpec,
+)
 from predict2_spec.presets import PRESETS, Preset
 
 from . import lora
 from .files import container, find_files, read_checkpoint
 from .fit import Misfits, likely_cause, misfits
 from .kinds import Kind, kind_of, title, variant_of
-from .names import dit_state_dict, text_encoder_state_dict, vae_state_dict
+from .names import (
+    classifier_state_dict,
+    dit_state_dict,
+    face_detector_state_dict,
+    text_encoder_state_dict,
+    vae_state_dict,
+    vision_tower_state_dict,
+)
 from .stored import StoredTensor
 from .wording import some
 
 State = Mapping[str, StoredTensor]
-Spec = DitSpec | VaeSpec | TextEncoderSpec
+Spec = DitSpec | VaeSpec | TextEncoderSpec | FaceDetectorSpec | ContentFilterSpec
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,10 @@ def _specs(kind: Kind, preset: Preset) -> Iterator[Spec]:
             yield preset.vae
     elif kind == "T5 encoder":
         yield preset.text_encoder
+    elif kind == "face detector":
+        yield preset.frame_guard.faces
+    elif kind in ("vision tower", "content classifier"):
+        yield preset.frame_guard.content
     elif kind == "denoiser":
         yield preset.text2image
         if preset.video2world:
@@ -102,23 +121,34 @@ def _specs(kind: Kind, preset: Preset) -> Iterator[Spec]:
 
 
 @cache
-def _wanted(spec: Spec) -> Mapping[str, torch.Tensor]:
+def _wanted(kind: Kind, spec: Spec) -> Mapping[str, torch.Tensor]:
     """The network's weights on the meta device: names and shapes."""
     with torch.device("meta"):
-        network: nn.Module
-        if isinstance(spec, DitSpec):
-            network = Dit(spec)
-        elif isinstance(spec, VaeSpec):
-            network = Vae(spec)
-        else:
-            from predict2_export.networks.text_encoder import TextEncoder  # takes seconds to load
-
-            network = TextEncoder(spec)
-        return network.state_dict()
+        return _network(kind, spec).state_dict()
 
 
-def _own_names(spec: Spec, state: State) -> State:
+def _network(kind: Kind, spec: Spec) -> nn.Module:
+    if isinstance(spec, DitSpec):
+        return Dit(spec)
+    if isinstance(spec, VaeSpec):
+        return Vae(spec)
+    if isinstance(spec, FaceDetectorSpec):
+        return FaceDetector(spec)
+    if isinstance(spec, ContentFilterSpec):
+        return VisionTower(spec) if kind == "vision tower" else Classifier(spec)
+    from predict2_export.networks.text_encoder import TextEncoder  # takes seconds to load
+
+    return TextEncoder(spec)
+
+
+def _own_names(kind: Kind, spec: Spec, state: State) -> State:
     """The weights under our names, as loading would take them."""
+    if kind == "face detector":
+        return face_detector_state_dict(state)
+    if kind == "vision tower":
+        return vision_tower_state_dict(state)
+    if kind == "content classifier":
+        return classifier_state_dict(state)
     if isinstance(spec, VaeSpec):
         return vae_state_dict(state, spec)
     if isinstance(spec, TextEncoderSpec):
@@ -140,8 +170,8 @@ def _identify(path: Path, state: State) -> Identity:
     fitting: set[str] = set()
     compared = []
     for spec, presets in served_specs(kind).items():
-        own = _own_names(spec, state)
-        compared.append((misfits(_wanted(spec), own), spec, own))
+        own = _own_names(kind, spec, state)
+        compared.append((misfits(_wanted(kind, spec), own), spec, own))
         fitting.update([] if compared[-1][0] else presets)
     found, spec, own = min(compared, key=lambda one: len(one[0]))
     identity = Identity(
@@ -151,7 +181,7 @@ def _identify(path: Path, state: State) -> Identity:
         [name for name in PRESETS if name in fitting],
     )
     if found:
-        wanted = _wanted(spec)
+        wanted = _wanted(kind, spec)
         return replace(
             identity,
             nearest=title(kind, _shapes(wanted)),
@@ -188,7 +218,7 @@ def _identify_adapter(path: Path) -> Identity:
     fitting: set[str] = set()
     reasons = []
     for spec, presets in served_specs("denoiser").items():
-        if problems := lora.misfits(_wanted(spec), pairs):
+        if problems := lora.misfits(_wanted("denoiser", spec), pairs):
             reasons.append(f"{'; '.join(problems)}; it was trained on another network")
         else:
             fitting.update(presets)
@@ -213,7 +243,7 @@ def _naming(state: State) -> str:
     keys = " ".join(state)
     if "transformer_blocks." in keys or "encoder.conv_in." in keys:
         return "diffusers"
-    if "SelfAttention." in keys:
+    if "SelfAttention." in keys or "vision_model." in keys:
         return "transformers"
     return "original"
 

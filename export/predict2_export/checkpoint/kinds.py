@@ -8,7 +8,10 @@ from typing import Literal
 from predict2_spec.networks import DitSpec
 from predict2_spec.presets import PRESETS, Task
 
-Kind = Literal["denoiser", "VAE", "T5 encoder", "T5 decoder", "LoRA adapter", ""]
+Kind = Literal[
+    "denoiser", "VAE", "T5 encoder", "T5 decoder", "LoRA adapter",
+    "face detector", "vision tower", "content classifier", "",
+]  # fmt: skip
 Shapes = Mapping[str, tuple[int, ...]]
 
 _KINDS: tuple[tuple[Kind, str], ...] = (  # by names that no other kind has; the first that matches
@@ -16,6 +19,9 @@ _KINDS: tuple[tuple[Kind, str], ...] = (  # by names that no other kind has; the
     ("VAE", r"(encoder|decoder)\.(conv1|conv_in|downsamples|upsamples|down_blocks|up_blocks|middle|mid_block)\..*"),
     ("T5 encoder", r"encoder\.block\.\d+\.layer\..*"),
     ("T5 decoder", r"decoder\.block\.\d+\.layer\..*"),
+    ("face detector", r"(module\.)?(fpn|ssh1|ClassHead|BboxHead)\..*"),
+    ("vision tower", r"vision_model\.(embeddings|encoder|head)\..*"),
+    ("content classifier", r"network\.layers\.\d+\..*"),
 )  # fmt: skip
 # Members of the family that this product doesn't serve, by a name that only they have.
 _VARIANTS = (
@@ -61,7 +67,13 @@ def title(kind: Kind, shapes: Shapes) -> str:
     if kind == "VAE":
         first = shapes.get("encoder.conv1.weight") or shapes.get("encoder.conv_in.weight", ())
         return f"VAE of base width {first[0]}" if first else "VAE"
-    return kind
+    widest = {
+        "face detector": "body.conv1.weight",
+        "vision tower": "post_layernorm.weight",
+        "content classifier": "layers.0.bias",
+    }
+    first = shapes.get(widest.get(kind, ""), ())
+    return f"{kind} of width {first[0]}" if first else kind
 
 
 def _denoiser_title(shapes: Shapes) -> str:

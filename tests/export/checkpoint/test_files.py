@@ -132,6 +132,15 @@ def test_a_file_without_tensors_says_what_it_holds(tmp_path, values, found):
         read_checkpoint(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_beside_what_training_left_are_found_by_their_name(tmp_path, zipped):
+    beside = {"model": STATE, "optimizer": {"step": torch.tensor(3)}, "epoch": 7}
+    torch.save(beside, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(tmp_path / "model.pt")
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[key].load(), value) for key, value in STATE.items())
+
+
 ODD = {
     "whole": torch.arange(12.0).reshape(3, 4),
     "scalar": torch.tensor(3.0, dtype=torch.float64),

@@ -15,10 +15,13 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from predict2_export.checkpoint import identify
 from predict2_export.cli import main
+from predict2_export.networks.content_filter import Classifier, VisionTower
 from predict2_export.networks.dit import Dit
+from predict2_export.networks.face_detector import FaceDetector
 from predict2_export.networks.text_encoder import t5_config
 from predict2_export.networks.vae import Vae
-from predict2_export.toy import write_toy_checkpoint
+from predict2_export.released import GUARD_CLASSIFIER, GUARD_FACES, GUARD_TOWER
+from predict2_export.toy import TRAINED, write_toy_checkpoint
 from predict2_spec import networks as nets
 from predict2_spec.presets import PRESETS, TOY
 
@@ -112,6 +115,35 @@ def test_the_toys_files_are_recognized(tmp_path, capsys):
     assert code == 0
     assert {tuple(report["presets"]) for report in reports} == {("toy",)}
     assert {report["container"] for report in reports} == {"safetensors"}
+
+
+def test_the_frame_guards_files_are_recognized(tmp_path, capsys):
+    content, faces = nets.FRAME_GUARD.content, nets.FRAME_GUARD.faces
+    with torch.device("meta"):
+        tower = {f"vision_model.{k}": v for k, v in VisionTower(content).state_dict().items()}
+        text = {"text_model.head.bias": torch.empty(4), "logit_scale": torch.empty(1)}
+        classifier = {f"network.{k}": v for k, v in Classifier(content).state_dict().items()}
+        detector = {f"module.{k}": v for k, v in FaceDetector(faces).state_dict().items()}
+        landmarks = {"module.LandmarkHead.0.conv1x1.bias": torch.empty(20)}
+    paths = [
+        hollow(tmp_path / "tower.pt", {**tower, **text}),
+        hollow(tmp_path / "classifier.pt", classifier),
+        hollow(tmp_path / "faces.pth", {**detector, **landmarks}),
+    ]
+    guard = TRAINED / TOY.frame_guard_path
+    toys = [guard / GUARD_TOWER, guard / GUARD_CLASSIFIER, guard / GUARD_FACES]
+    code, reports, _ = inspect(capsys, *paths, *toys)
+    assert code == 0
+    assert [report["title"] for report in reports] == [
+        "vision tower of width 1152",
+        "content classifier of width 512",
+        "face detector of width 64",
+        f"vision tower of width {TOY.frame_guard.content.width}",
+        f"content classifier of width {TOY.frame_guard.content.hidden[0]}",
+        f"face detector of width {TOY.frame_guard.faces.base_width}",
+    ]
+    released = [name for name in PRESETS if name != "toy"]
+    assert [report["presets"] for report in reports] == 3 * [released] + 3 * [["toy"]]
 
 
 def test_a_whole_t5_says_what_is_never_read(tmp_path, capsys):
