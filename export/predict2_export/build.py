@@ -74,12 +74,7 @@ def build(  # noqa: PLR0913  # the last five are the owner's choices, with defau
         recipe.check_lowerable()
     _check_files(preset, todo)
     output.mkdir(parents=True, exist_ok=True)
-    for number, recipe in enumerate(todo, start=1):
-
-        def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
-            report(f"{place}: {line}")
-
-        _build_stage(preset, recipe, templates, output, tell)
+    _build_stages(preset, todo, templates, output, report)
     for name in left_out:
         shutil.rmtree(output / name, ignore_errors=True)
         report(f"{name} is left out: a server of this repository doesn't look at frames")
@@ -87,6 +82,17 @@ def build(  # noqa: PLR0913  # the last five are the owner's choices, with defau
         with _replacing(output / name) as folder:
             _copy_model(templates / name, folder)
     write_preset(output, preset)
+
+
+def _build_stages(
+    preset: Preset, todo: list[Recipe], templates: Path, output: Path, report: Report
+) -> None:
+    for number, recipe in enumerate(todo, start=1):
+
+        def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
+            report(f"{place}: {line}")
+
+        _build_stage(preset, recipe, templates, output, tell)
 
 
 def _check_files(preset: Preset, todo: list[Recipe]) -> None:

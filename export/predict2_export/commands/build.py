@@ -30,6 +30,31 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
     )
+    _add_post_trained(parser)
+    parser.add_argument(
+        "--trust-torchscript",
+        "--trust_torchscript",
+        action="store_true",
+        help="run the program that a preset's image tokenizer is published as; "
+        "it can do on this machine whatever you can",
+    )
+    parser.add_argument(
+        "--skip-guardrail-video",
+        "--skip_guardrail_video",
+        action="store_true",
+        help="build a repository whose server doesn't look at frames before they leave; without this a build needs "
+        "the guardrails' files",
+    )
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        default=TEMPLATES,
+        help="where config.pbtxt and model.py are",
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_post_trained(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dit-path",
         "--dit_path",
@@ -58,27 +83,6 @@ def add_parser(commands: Any) -> None:
         type=float,
         help="what its training was given; by default what the adapter says, or else its rank",
     )
-    parser.add_argument(
-        "--trust-torchscript",
-        "--trust_torchscript",
-        action="store_true",
-        help="run the program that a preset's image tokenizer is published as; "
-        "it can do on this machine whatever you can",
-    )
-    parser.add_argument(
-        "--skip-guardrail-video",
-        "--skip_guardrail_video",
-        action="store_true",
-        help="build a repository whose server doesn't look at frames before they leave; without this a build needs "
-        "the guardrails' files",
-    )
-    parser.add_argument(
-        "--model-repository",
-        type=Path,
-        default=TEMPLATES,
-        help="where config.pbtxt and model.py are",
-    )
-    parser.set_defaults(run=run)
 
 
 def by_task(preset: Preset, values: Sequence[str]) -> dict[Task, Path]:
