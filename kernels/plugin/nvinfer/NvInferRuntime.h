@@ -6,8 +6,6 @@
 // here.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 #include <cstdint>
 
@@ -15,6 +13,8 @@
 #error "PREDICT2_TENSORRT_MAJOR must be 10 or 11"
 #endif
 #define NV_TENSORRT_MAJOR PREDICT2_TENSORRT_MAJOR
+
+typedef struct CUstream_st* cudaStream_t;  // as CUDA's own header, which a host test does without
 
 namespace nvinfer1 {
 
