@@ -31,7 +31,7 @@ class Verdict:
 
     safe: bool
     subject: Subject
-    check: str  # what decided: blocklist, llama-guard, qwen3guard, content; the last one asked when safe
+    check: str  # what decided: blocklist, llama-guard, qwen3guard, content, faces; the last one asked when safe
     category: str = (
         ""  # why it isn't safe, such as Violence; of the blocklist: the name of the list
     )

@@ -15,6 +15,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from predict2_client import Client
+from predict2_export.toyworld.guard_scenes import draw_face, finished, hazard
 from predict2_runtime.language import Question
 from predict2_spec import critic
 from predict2_spec.errors import BlockedError, InvalidRequestError, ServerUnavailableError
@@ -294,8 +295,27 @@ def test_a_local_refiner_writes_plain_ascii(think, picture):
     assert text.isascii()
 
 
-def test_frames_with_a_face_come_back_pixelated(call, picture):
-    pytest.importorskip("predict2_export.toyworld.guard_scenes")
-    untouched = np.stack([picture] * 2)
-    answer = call("guardrail_video", frames=untouched)
-    assert (answer["frames"] == untouched).all()
+def test_faces_come_back_pixelated_and_the_rest_as_it_was(call):
+    rng = np.random.default_rng(0)
+    pictures = [np.full((96, 96, 3), (90, 140, 90), np.float32) for _ in range(4)]
+    boxes = [draw_face(rng, picture, 36.0) for picture in pictures]
+    frames = np.stack([finished(rng, picture) for picture in pictures])
+    answer = call("guardrail_video", frames=frames)
+    verdict = Verdict.from_json(answer["verdict"].item().decode())
+    assert (verdict.safe, verdict.faces) == (True, 4)
+    changed = (answer["frames"] != frames).any(-1)
+    for picture, (left, top, right, bottom) in zip(changed, boxes, strict=True):
+        near = np.s_[
+            max(int(top) - 12, 0) : int(bottom) + 12, max(int(left) - 12, 0) : int(right) + 12
+        ]
+        assert picture[int(top) : int(bottom), int(left) : int(right)].mean() > 0.5
+        assert picture.sum() == picture[near].sum()
+
+
+def test_unsafe_frames_are_refused_and_come_back_black(call):
+    rng = np.random.default_rng(0)
+    frames = np.stack([finished(rng, hazard(rng, (64, 64))) for _ in range(3)])
+    answer = call("guardrail_video", frames=frames)
+    verdict = Verdict.from_json(answer["verdict"].item().decode())
+    assert (verdict.safe, verdict.check, verdict.category) == (False, "content", "Violence")
+    assert not answer["frames"].any()

@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     refiner.add_argument("--offload-prompt-refiner", action="store_true", help="keep a local reasoner on the CPU between calls")  # fmt: skip
     refiner.add_argument("--require-prompt-refiner", action="store_true", help="refuse a request when the refiner fails, rather than take its own prompt")  # fmt: skip
     models = parser.add_argument_group("language models")
-    models.add_argument("--checkpoints", type=Path, default=Path("build/checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
+    models.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
     models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
     models.add_argument("--language-timeout", type=float, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {API_KEY_VARIABLE}")  # fmt: skip
 
