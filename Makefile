@@ -60,6 +60,9 @@ gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to ben
 	cmake --install build/gpu --prefix kernels
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m pytest -q -m gpu tests/kernels tests/export/networks/test_on_gpu.py
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_cfg_ab2_step
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_adaln_modulate
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_gated_residual_modulate
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_qk_norm_rope
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.engines.bench_dit
 	$(PYTHON) -m benchmarks.report
 

@@ -8,7 +8,7 @@ namespace {
 
 // A block a token. x leaves the caches at once; the frame's modulation is shared and stays.
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<T>)
     Modulate(const T* x, const T* modulation, T* out, unsigned tokens, int width, int64_t parts) {
   const int64_t row = blockIdx.x, frame = blockIdx.x / tokens;
   float values[kSteps][kVec<T>];

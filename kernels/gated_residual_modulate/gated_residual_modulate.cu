@@ -16,7 +16,8 @@ struct Problem {
 // A block a token. The rounding of each operation is asked for, so that no multiply-add replaces
 // it.
 template <typename T, int kSteps, bool kNorm>
-__global__ void __launch_bounds__(kRowThreads) Residual(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<T>)
+    Residual(const __grid_constant__ Problem problem) {
   const auto width = static_cast<int>(problem.width);
   const int64_t frame = blockIdx.x / static_cast<unsigned>(problem.tokens);
   const int64_t row = int64_t{blockIdx.x} * width;

@@ -9,6 +9,10 @@ namespace predict2 {
 
 constexpr int kRowThreads = 128;
 
+// Blocks that share a processor: 72 registers a thread in bf16, which is what the network runs in.
+template <typename T>
+constexpr int kRowBlocks = sizeof(T) == 2 ? 7 : 3;
+
 // Calls step(i, column) for each of a thread's at most kSteps places in a row of `width`.
 template <typename T, int kSteps, typename Step>
 __device__ inline void ForEachStep(int width, Step step) {

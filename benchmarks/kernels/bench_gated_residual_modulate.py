@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gate, residual, LayerNorm and modulation of all tokens: our kernel beside the same formula in torch."""
+
+from functools import partial
+
+import torch
+
+from benchmarks.kernels.workloads import WORKLOADS
+from benchmarks.report import record, summary
+from benchmarks.timing import gpu_seconds
+from predict2_kernels import reference
+from predict2_kernels.torch_ops import gated_residual, gated_residual_modulate
+
+COMMAND = "make gpu"
+
+
+def main() -> None:
+    """Check, then measure and record."""
+    torch.manual_seed(0)
+    for of in WORKLOADS:
+        shape = (1, of.frames, of.tokens_per_frame, of.spec.width)
+        x, y = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        sizes = (2, 1, of.frames, 3 * of.spec.width)
+        m, following = torch.randn(sizes, device="cuda", dtype=torch.bfloat16)
+        some = [t[:, :, :16].contiguous() for t in (x, y)]
+        total, out = gated_residual_modulate(*some, m, following)
+        assert torch.equal(total, reference.gated_residual(*some, m))
+        expected = reference.adaln_modulate(total.float(), following.float())
+        # one rounding of the result, half a step of 2^-8
+        torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-4)
+        for name, passes, run in (  # passes of the activations through memory
+            ("kernel", 4, partial(gated_residual_modulate, x, y, m, following)),
+            ("torch", 4, partial(reference.gated_residual_modulate, x, y, m, following)),
+            ("kernel, no norm", 3, partial(gated_residual, x, y, m)),
+        ):
+            result = summary(gpu_seconds(run))
+            rate = passes * x.nbytes / result["median_s"] / 1e9
+            title = f"gated_residual_modulate {of.name}, {name}"
+            record(title, COMMAND, {**result, "note": f"{rate:.0f} GB/s"})
+
+
+if __name__ == "__main__":
+    main()
