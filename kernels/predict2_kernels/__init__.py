@@ -33,7 +33,11 @@ def library() -> ctypes.CDLL | None:
     path = resources.files(__package__) / "lib" / "libpredict2_kernels.so"
     if not path.is_file():
         return None
-    loaded = ctypes.CDLL(str(path))
+    return declare(ctypes.CDLL(str(path)))
+
+
+def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the types of a library's functions."""
     loaded.predict2_error_name.restype = ctypes.c_char_p
     loaded.predict2_error_name.argtypes = [ctypes.c_int]
     for name, arguments in _SIGNATURES.items():

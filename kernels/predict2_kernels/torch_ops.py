@@ -4,12 +4,13 @@
 Elsewhere than on CUDA an operator is its reference, so a program that calls it runs anywhere.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import BFLOAT16, FLOAT, check, library, reference
+from . import BFLOAT16, FLOAT, KernelError, check, library, reference
 
 _DTYPES = {torch.float32: FLOAT, torch.bfloat16: BFLOAT16}
 
@@ -26,6 +27,18 @@ def _dtype(*tensors: Tensor) -> int:
         raise ValueError(f"the tensors must all be float32 or all be bfloat16, not {dtypes}")
     _contiguous(*tensors)
     return _DTYPES[found]
+
+
+def _library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        KernelError: there are none.
+    """
+    found = library()
+    if found is None:
+        raise KernelError("the kernels were built without nvcc; install the package again with it")
+    return found
 
 
 def _contiguous(*tensors: Tensor) -> None:
@@ -82,7 +95,7 @@ def _(x: Tensor, modulation: Tensor) -> Tensor:
     dtype, sizes = _dtype(x, modulation), _frames(x, modulation, 2)
     out = torch.empty_like(x)
     pointers = (x.data_ptr(), modulation.data_ptr(), out.data_ptr())
-    check(library().predict2_adaln_modulate(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    check(_library().predict2_adaln_modulate(dtype, *pointers, *sizes, _stream(x)))
     return out
 
 
@@ -103,7 +116,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     out = torch.empty_like(x)
     pointers = (x.data_ptr(), y.data_ptr(), modulation.data_ptr(), out.data_ptr())
     sizes = (frames, tokens, width)
-    check(library().predict2_gated_residual(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    check(_library().predict2_gated_residual(dtype, *pointers, *sizes, _stream(x)))
     return out
 
 
@@ -128,7 +141,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tupl
         raise ValueError("the two modulations differ in frames")
     total, out = torch.empty_like(x), torch.empty_like(x)
     pointers = [t.data_ptr() for t in (*tensors, total, out)]
-    check(library().predict2_gated_residual_modulate(dtype, *pointers, *sizes, _stream(x)))  # type: ignore[union-attr]
+    check(_library().predict2_gated_residual_modulate(dtype, *pointers, *sizes, _stream(x)))
     return total, out
 
 
@@ -183,7 +196,7 @@ def _(
     positions = [t.shape[1] for t in tables] or [0] * 3
     channels = [t.shape[2] for t in tables] or [0] * 3
     check(
-        library().predict2_qk_norm_rope(  # type: ignore[union-attr]
+        _library().predict2_qk_norm_rope(
             *(dtype, q.data_ptr(), k.data_ptr(), None),
             *(t.data_ptr() for t in weights),
             *of_tables,

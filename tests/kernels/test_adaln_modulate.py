@@ -6,14 +6,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_export.networks.dit import modulate, parts
-from predict2_kernels import BFLOAT16, FLOAT, KernelError, check, library
+from predict2_kernels import BFLOAT16, FLOAT
 from predict2_kernels.reference import adaln_modulate
 from predict2_kernels.torch_ops import adaln_modulate as operator
 
-needs_library = pytest.mark.skipif(
-    not hasattr(library(), "predict2_adaln_modulate"), reason="built without nvcc, or before it"
-)
 ALIGNED = 1 << 20  # an address that is never read
+INVALID_VALUE = 1  # CUDA's number for cudaErrorInvalidValue
 GOOD = (BFLOAT16, ALIGNED, ALIGNED, ALIGNED, 2, 3, 64, 3, None)
 
 
@@ -43,7 +41,6 @@ def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shape():
         assert (out.shape, out.dtype) == (x.shape, x.dtype)
 
 
-@needs_library
 @pytest.mark.parametrize(
     ("index", "value"),
     [
@@ -63,17 +60,15 @@ def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shape():
         (7, 1),  # no scale
     ],
 )
-def test_bad_arguments_are_refused_before_a_launch(index, value):
+def test_bad_arguments_are_refused_before_a_launch(launchers, index, value):
     arguments = list(GOOD)
     arguments[index] = value
-    with pytest.raises(KernelError, match="cudaErrorInvalidValue"):
-        check(library().predict2_adaln_modulate(*arguments))
+    assert launchers.predict2_adaln_modulate(*arguments) == INVALID_VALUE
 
 
-@needs_library
 @pytest.mark.parametrize("sizes", [(0, 3), (2, 0)])
-def test_an_empty_problem_launches_nothing(sizes):
-    check(library().predict2_adaln_modulate(BFLOAT16, None, None, None, *sizes, 64, 3, None))
+def test_an_empty_problem_launches_nothing(launchers, sizes):
+    assert launchers.predict2_adaln_modulate(BFLOAT16, None, None, None, *sizes, 64, 3, None) == 0
 
 
 @pytest.mark.parametrize(
@@ -94,30 +89,29 @@ def test_operator_refuses_tensors_that_the_kernel_does_not_take(x, modulation, m
         _dtype(x, modulation), _frames(x, modulation, 2)
 
 
-@needs_library
-@pytest.mark.gpu
 @pytest.mark.parametrize("width", [8, 64, 1032, 2048, 2056, 5120])
-@pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (6, 257)])
+@pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernel_equals_reference(width, frames, tokens, dtype):
+def test_kernel_equals_reference(backend, width, frames, dtype):
     torch.manual_seed(torch.seed())  # fresh inputs in every run
-    x = (torch.randn(frames, tokens, width, device="cuda") + 3).to(dtype)
-    m = torch.randn(frames, 3 * width, device="cuda").to(dtype)
+    tokens = {("cpu", 1): 1, ("cpu", 3): 2, ("cuda", 1): 1, ("cuda", 3): 257}[
+        backend.device, frames
+    ]
+    x = (torch.randn(frames, tokens, width, device=backend.device) + 3).to(dtype)
+    m = torch.randn(frames, 3 * width, device=backend.device).to(dtype)
     out = torch.full_like(x, math.nan)
     pointers = (x.data_ptr(), m.data_ptr(), out.data_ptr())
     number = FLOAT if dtype == torch.float32 else BFLOAT16
-    stream = torch.cuda.current_stream().cuda_stream
-    check(library().predict2_adaln_modulate(number, *pointers, frames, tokens, width, 3, stream))
+    sizes = (frames, tokens, width, 3)
+    backend.call("predict2_adaln_modulate", number, *pointers, *sizes)
     expected = adaln_modulate(x.cpu().float(), m.cpu().float())
     # one rounding of the result, half a step of 2^-8 in bf16; the rest is float32 on both sides
     rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(out.cpu().float(), expected, rtol=rtol, atol=5e-5)
-    check(library().predict2_adaln_modulate(number, pointers[0], pointers[1], pointers[0], frames, tokens, width, 3, stream))  # fmt: skip
-    torch.cuda.synchronize()
+    backend.call("predict2_adaln_modulate", number, *pointers[:2], x.data_ptr(), *sizes)
     assert torch.equal(x, out)  # in place
 
 
-@needs_library
 @pytest.mark.gpu
 def test_operator_refuses_what_is_not_contiguous():
     x, m = torch.randn(4, 16, device="cuda"), torch.randn(2, 24, device="cuda")

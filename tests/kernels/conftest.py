@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a kernel runs in a test: on a GPU, and as a program for the CPU made of the same source."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import predict2_kernels
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "kernels"
+LAUNCH = re.compile(r"^( *)(\w[^\n]*?)<<<(.+?)>>>\(", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A compiled library and the device of the tensors it takes."""
+
+    library: ctypes.CDLL
+    device: str
+
+    def call(self, name, *arguments):
+        """Call a launcher on torch's current stream, which is put last."""
+        import torch
+
+        cuda = self.device == "cuda"
+        stream = torch.cuda.current_stream().cuda_stream if cuda else None
+        assert getattr(self.library, name)(*arguments, stream) == 0
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory):
+    """The kernels' own sources compiled for the CPU, with the headers in host_cuda for CUDA's."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("host_kernels")
+    sources = [KERNELS / "c_api.cpp"]
+    for path in KERNELS.glob("*/*.cu"):
+        text, launches = LAUNCH.subn(r"\1host_cuda::Launch(\2, \3)(", path.read_text())
+        assert launches
+        sources.append(folder / f"{path.stem}.cpp")
+        sources[-1].write_text(text)
+    includes = [f"-I{path}" for path in (HERE / "host_cuda", KERNELS / "include")]
+    includes += [f"-I{path.parent}" for path in KERNELS.glob("*/*.cu")]
+    # every rounding as written: nvcc alone may contract products and sums
+    options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-shared"]
+    library = folder / "libhost_kernels.so"
+    command = [compiler, *options, *includes, *map(str, sources), "-o", str(library)]
+    compiled = subprocess.run(command, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
+    return predict2_kernels.declare(ctypes.CDLL(str(library)))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def backend(request):
+    """Both backends, one after the other."""
+    if request.param == "cpu":
+        return Backend(request.getfixturevalue("host_library"), "cpu")
+    library = predict2_kernels.library()
+    if not hasattr(library, "predict2_qk_norm_rope"):
+        pytest.skip("built without nvcc, or before these kernels")
+    return Backend(library, "cuda")
+
+
+@pytest.fixture(params=["cpu", "built"])
+def launchers(request):
+    """The library for the CPU and the one that nvcc built, for what launchers do without a GPU."""
+    if request.param == "cpu":
+        return request.getfixturevalue("host_library")
+    library = predict2_kernels.library()
+    if not hasattr(library, "predict2_qk_norm_rope"):
+        pytest.skip("built without nvcc, or before these kernels")
+    return library
