@@ -35,21 +35,25 @@ class Backend:
 
 @pytest.fixture(scope="session")
 def host_library(tmp_path_factory):
-    """The kernels' own sources compiled for the CPU, with the headers in host_cuda for CUDA's."""
+    """The kernels' and plugins' own sources for the CPU, with the headers in host_cuda for CUDA's."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("host_kernels")
-    sources = [KERNELS / "c_api.cpp"]
+    plugins = [KERNELS / "plugin" / name for name in ("plugin.cpp", "registry.cpp")]
+    plugins += [*KERNELS.glob("*/*_plugin.cpp"), HERE / "plugin_call.cpp"]
+    sources = [KERNELS / "c_api.cpp", *plugins]
     for path in KERNELS.glob("*/*.cu"):
         text, launches = LAUNCH.subn(r"\1host_cuda::Launch(\2, \3)(", path.read_text())
         assert launches
         sources.append(folder / f"{path.stem}.cpp")
         sources[-1].write_text(text)
-    includes = [f"-I{path}" for path in (HERE / "host_cuda", KERNELS / "include")]
+    folders = (HERE / "host_cuda", KERNELS, KERNELS / "include", KERNELS / "plugin" / "nvinfer")
+    includes = [f"-I{path}" for path in folders]
     includes += [f"-I{path.parent}" for path in KERNELS.glob("*/*.cu")]
     # every rounding as written: nvcc alone may contract products and sums
     options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-shared"]
+    options.append("-DPREDICT2_TENSORRT_MAJOR=11")
     library = folder / "libhost_kernels.so"
     command = [compiler, *options, *includes, *map(str, sources), "-o", str(library)]
     compiled = subprocess.run(command, capture_output=True, text=True)

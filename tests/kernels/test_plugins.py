@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import ctypes
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -8,8 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from predict2_kernels import plugin_path
+from predict2_kernels.reference import (
+    Rotary,
+    adaln_modulate,
+    gated_residual,
+    gated_residual_modulate,
+    qk_norm_rope,
+)
 
 HERE = Path(__file__).parent
 DECLARATIONS = HERE.parents[1] / "kernels" / "plugin" / "nvinfer"
@@ -100,3 +110,79 @@ def test_the_real_registry_lists_and_creates_every_plugin(self_registering):
         assert reason in result.stderr
     else:  # the message went through TensorRT's own logger: its class has the layout we claim
         assert answer["reasons"] == [reason]
+
+
+def call(library, name, inputs, outputs, integers=(), real=0.0):
+    shapes = ((ctypes.c_int64 * 4) * len(inputs))(*((ctypes.c_int64 * 4)(*t.shape) for t in inputs))
+    return library.call_plugin(
+        name.encode(),
+        (ctypes.c_int32 * len(integers))(*integers),
+        len(integers),
+        ctypes.c_float(real),
+        {torch.float32: 0, torch.bfloat16: 7}[inputs[0].dtype],
+        len(inputs),
+        (ctypes.c_int * len(inputs))(*(t.ndim for t in inputs)),
+        shapes,
+        (ctypes.c_void_p * len(inputs))(*(t.data_ptr() for t in inputs)),
+        (ctypes.c_void_p * len(outputs))(*(t.data_ptr() for t in outputs)),
+    )
+
+
+def poisoned(*shape, dtype):
+    return torch.full(shape, math.nan, dtype=dtype)
+
+
+def assert_close(actual, expected):
+    # the reference may round a value on the edge to the other side: a step of 2^-7 in bf16
+    rtol = 2**-7 if actual.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=5e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batched", [False, True])
+def test_called_plugins_modulate_as_their_references(host_library, dtype, batched):
+    frames = (2, 3) if batched else (3,)
+    x, y = (torch.randn(*frames, 4, 64).to(dtype) for _ in range(2))
+    m, following = (torch.randn(*frames, count * 64).to(dtype) for count in (3, 2))
+    out, total = poisoned(*x.shape, dtype=dtype), poisoned(*x.shape, dtype=dtype)
+    assert call(host_library, "Predict2Modulate", [x, m], [out]) == 0
+    assert_close(out, adaln_modulate(x, m))
+    assert call(host_library, "Predict2GatedAdd", [x, y, m], [total]) == 0
+    assert torch.equal(total, gated_residual(x, y, m))
+    total, out = poisoned(*x.shape, dtype=dtype), poisoned(*x.shape, dtype=dtype)
+    inputs = [x, y.flatten(0, -2)[None], m, following]  # y of the same tokens in another shape
+    assert call(host_library, "Predict2GatedModulate", inputs, [total, out]) == 0
+    expected = gated_residual_modulate(x, y, m, following)
+    assert torch.equal(total, expected[0])
+    assert_close(out, expected[1])
+    assert call(host_library, "Predict2Modulate", [x, m[..., :64].contiguous()], [out]) != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [0, 1])
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("heads_first", [0, 1])
+def test_called_plugin_prepares_queries_and_keys(host_library, dtype, packed, rotate, heads_first):
+    batch, heads, head_dim, grid = 3, 3, 64, (2, 1, 3)
+    tokens, width = math.prod(grid), heads * head_dim
+    parts = [torch.randn(batch, tokens, width).to(dtype) for _ in range(3)]
+    if not (packed or rotate):
+        parts[1] = torch.randn(batch, 4, width).to(dtype)  # text
+    weights = [torch.randn(head_dim).to(dtype) for _ in range(2)]
+    sizes = zip(grid, (12, 10, 10), strict=True)
+    tables = [torch.randn(2, positions, channels) for positions, channels in sizes]
+    inputs = [torch.cat(parts, dim=-1)] if packed else parts[:2]
+    inputs += weights + (tables if rotate else [])
+    rotary = Rotary(*tables) if rotate else None
+    expected = [
+        qk_norm_rope(parts[0], weights[0], rotary, 0.25),
+        qk_norm_rope(parts[1], weights[1], rotary),
+        parts[2].view(batch, tokens, heads, head_dim),
+    ][: 3 if packed else 2]
+    if heads_first:
+        expected = [t.transpose(1, 2) for t in expected]
+    outputs = [poisoned(*t.shape, dtype=dtype) for t in expected]
+    integers = (heads, packed, rotate, heads_first)
+    assert call(host_library, "Predict2QkNormRope", inputs, outputs, integers, 0.25) == 0
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert_close(actual, wanted)
