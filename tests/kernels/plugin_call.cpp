@@ -6,8 +6,8 @@
 
 #include "plugin/plugin.h"
 
-// shapes: `rank` dimensions an input, shapes[i][0..ranks[i]]. The first `alike` inputs are of
-// `type`, the others float. Returns what the plugin returned, or -1 where it was not made.
+// shapes[i][0..ranks[i]] is the i-th input's; `type` the first one's, which decides for all.
+// Returns what the plugin returned, or -1 where it was not made.
 extern "C" int call_plugin(const char* name, const int32_t* integers, int num_integers, float real,
                            int type, int num_in, const int* ranks, const int64_t (*shapes)[4],
                            const void* const* in, void* const* out) {
