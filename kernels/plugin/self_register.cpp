@@ -5,17 +5,21 @@
 
 #include "plugin.h"
 
+#define PREDICT2_QUOTE(text) #text
+#define PREDICT2_TEXT(macro) PREDICT2_QUOTE(macro)  // its value, not its name
+
 namespace {
 
 // The TensorRT this was compiled for, or its sibling TensorRT-RTX, which shares the interface
 // of 11. Only one that is in the process already: ours may not be the one to load it, nor a second
 // one.
 void* LoadedTensorRT() {
-#if NV_TENSORRT_MAJOR >= 11
-  constexpr const char* kNames[] = {"libnvinfer.so.11", "libtensorrt_rtx.so.1"};
-#else
-  constexpr const char* kNames[] = {"libnvinfer.so.10"};
+  constexpr const char* kNames[] = {
+      "libnvinfer.so." PREDICT2_TEXT(NV_TENSORRT_MAJOR),
+#if NV_TENSORRT_MAJOR == 11
+      "libtensorrt_rtx.so.1",
 #endif
+  };
   for (const char* name : kNames) {
     if (void* library = dlopen(name, RTLD_NOW | RTLD_NOLOAD)) return library;
   }
