@@ -82,7 +82,8 @@ def find_faces(
     order = candidates[np.argsort(-probability[candidates], kind="stable")][:MOST_CANDIDATES]
     boxes = decode(offsets[order], anchors[order])
     boxes = boxes[distinct(boxes)][:MOST_FACES]
-    return boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= SMALLEST]
+    large: Boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= SMALLEST]
+    return large
 
 
 def distinct(boxes: Boxes) -> list[int]:
