@@ -181,7 +181,7 @@ def open_stages(checkpoints):
             name: engine(g) for name, g in recipe.graphs(recipe.module(recipe.weights())).items()
         }
         for recipe in recipes(PRESET, checkpoints)
-        if recipe.network != "text_encoder"
+        if recipe.network not in ("text_encoder", "guardrail_video")
     }
     return {
         "text_encoder": lambda inputs: {

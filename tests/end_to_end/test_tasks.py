@@ -15,12 +15,16 @@ import pytest
 from PIL import Image
 
 from predict2_runtime.pipelines.tasks import any_task_handler, open_backend
+from predict2_runtime.policy import Policy
 from predict2_runtime.progress import Progress
 from predict2_runtime.stages.denoiser import Denoiser
+from predict2_runtime.stages.guardrail_text import GuardrailText
+from predict2_runtime.stages.guardrail_video import GuardrailVideo
 from predict2_runtime.stages.text_encoder import TextEncoder
 from predict2_runtime.stages.vae import VaeDecoder, VaeEncoder
 from predict2_runtime.tensors import from_tensors, to_tensors
 from predict2_spec import tensors
+from predict2_spec.guardrails import Verdict
 from predict2_spec.presets import TOY
 from predict2_spec.requests import (
     DEFAULT_NEGATIVE_PROMPT,
@@ -35,8 +39,16 @@ pytestmark = pytest.mark.server
 
 PROMPT = "a red ball rolls over a table"
 QUICK = {"num_steps": 2, "width": 48, "height": 32}
-CLIP_STAGES = ["encode_text", "encode_input", "denoise_video", "decode_video", "write"]
-PICTURE_STAGES = ["encode_text", "denoise_image", "decode_image", "write"]
+PICTURE_STAGES = ["check_prompt", "encode_text", "denoise_image", "decode_image", "write"]
+CLIP_STAGES = [
+    "check_prompt",
+    "encode_text",
+    "encode_input",
+    "denoise_video",
+    "decode_video",
+    "check_clip",
+    "write",
+]
 
 
 @pytest.fixture
@@ -55,6 +67,11 @@ def both_ways(client):
 
 def untimed(metadata):
     return {name: value for name, value in asdict(metadata).items() if name != "seconds"}
+
+
+def passed(subject, check):
+    """The verdict of the guardrail that was asked last."""
+    return asdict(Verdict(True, subject, check))
 
 
 def check_seconds(metadata, stages):
@@ -98,6 +115,10 @@ def test_a_picture_is_what_was_asked_for(both_ways, output_format, pillow_format
         "version": version("cosmos-predict2-triton"),
         "image_guidance": None,
         "num_conditional_frames": None,
+        "guardrail": "on",
+        "verdicts": [passed("prompt", "blocklist")],
+        "refiner": "",
+        "refined_prompt": "",
     }
     check_seconds(result.metadata, PICTURE_STAGES)
 
@@ -137,9 +158,14 @@ def test_a_clip_from_text_is_what_was_asked_for(both_ways, read_mp4):
         "version": version("cosmos-predict2-triton"),
         "image_guidance": 2.0,
         "num_conditional_frames": None,
+        "guardrail": "on",
+        "verdicts": [passed("prompt", "blocklist"), passed("clip", "faces")],
+        "refiner": "off",
+        "refined_prompt": "",
     }
     check_seconds(
-        result.metadata, ["encode_text", "denoise_image", "decode_image", *CLIP_STAGES[1:]]
+        result.metadata,
+        ["check_prompt", "encode_text", "denoise_image", "decode_image", *CLIP_STAGES[2:]],
     )
 
 
@@ -235,15 +261,28 @@ def expected_events(stages):
     [
         (
             Text2ImageRequest(prompt=PROMPT, width=48, height=32),
-            [("encode_text", 1), ("denoise_image", 36), ("decode_image", 1), ("write", 1)],
+            [
+                ("check_prompt", 1),
+                ("encode_text", 1),
+                ("denoise_image", 36),
+                ("decode_image", 1),
+                ("write", 1),
+            ],
         ),
         (
             Text2ImageRequest(prompt=PROMPT, solver="euler", num_steps=10, width=48, height=32),
-            [("encode_text", 1), ("denoise_image", 9), ("decode_image", 1), ("write", 1)],
+            [
+                ("check_prompt", 1),
+                ("encode_text", 1),
+                ("denoise_image", 9),
+                ("decode_image", 1),
+                ("write", 1),
+            ],
         ),
         (
             Text2WorldRequest(prompt=PROMPT, num_frames=5, width=48, height=32),
             [
+                ("check_prompt", 1),
                 ("encode_text", 1),
                 ("denoise_image", 36),
                 ("decode_image", 1),
@@ -251,6 +290,7 @@ def expected_events(stages):
                 ("encode_input", 1),
                 ("denoise_video", 36),
                 ("decode_video", 1),
+                ("check_clip", 1),
                 ("write", 1),
             ],
         ),
@@ -272,7 +312,7 @@ def test_events_arrive_while_the_work_goes_on(client):
     arrivals = []
     client.text2image(PROMPT, num_steps=100, on_event=lambda _: arrivals.append(time.monotonic()))
     all_of_it = time.monotonic() - began
-    assert len(arrivals) == 104
+    assert len(arrivals) == 105
     assert arrivals[0] - began < all_of_it / 2
     assert arrivals[-1] - arrivals[0] > all_of_it / 2
 
@@ -313,11 +353,15 @@ class LocalStages:
             "video2world_denoiser": Denoiser.open(
                 folders["video2world_denoiser"], TOY, "video2world"
             ),
+            "guardrail_text": GuardrailText.open(Policy()),
+            "guardrail_video": GuardrailVideo.open(folders["guardrail_video"], TOY),
         }
 
     def __call__(self, model, **inputs):
         sent = to_tensors(SimpleNamespace(Tensor=_Tensor), model.inputs, inputs)
-        return self.stages[model.name](from_tensors(model.inputs, sent))
+        outputs = self.stages[model.name](from_tensors(model.inputs, sent))
+        received = to_tensors(SimpleNamespace(Tensor=_Tensor), model.outputs, outputs)
+        return from_tensors(model.outputs, received)
 
 
 class _Tensor:
