@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 POLICY_VARIABLE = "PREDICT2_POLICY"  # of the environment; JSON, without secrets
-API_KEY_VARIABLE = "PREDICT2_API_KEY"  # of the environment, for endpoints; never in a policy
+# Of the environment: the keys of endpoints, which are never in a policy.
+TEXT_GUARD_KEY_VARIABLE = "PREDICT2_TEXT_GUARD_API_KEY"
+REASONER_KEY_VARIABLE = "PREDICT2_REASONER_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class LanguageModel:
     device: str = "cpu"  # cpu or cuda, of a local one
     offload: bool = False  # rest on the CPU, and move to the device for each call
     timeout_s: float = 120.0  # of one call
+    key_variable: str = ""  # of the environment, that holds the endpoint's key; empty: it has none
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Policy:
     """The defaults are the safe ones; they hold where Triton is started without predict2-serve."""
 
     allow_disable_guardrail: bool = False  # by a request
+    run_unguarded: bool = False  # the owner said that guard models may be missing
     guard_frames: bool = True  # False: the repository holds no frame guard and the owner said so
     guard_pictures: bool = False  # look at pictures too, not only at clips; the original doesn't
     blocklists: str = ""  # a folder with lists beside the ones that ship

@@ -129,7 +129,7 @@ def refining_server(toy_repository, sage, tmp_path_factory, serve_class):
     serve = serve_class(
         folder / "log.txt", toy_repository, "--reasoner", f"{sage.endpoint.url}#sage",
         "--allow-disable-guardrail", "--guard-pictures", "--language-timeout", "20",
-        TMPDIR=str(folder / "tmp"), PREDICT2_API_KEY="a secret key",
+        TMPDIR=str(folder / "tmp"), PREDICT2_REASONER_API_KEY="a secret key",
     )  # fmt: skip
     try:
         yield serve.wait_until_ready()

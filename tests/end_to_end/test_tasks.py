@@ -353,7 +353,7 @@ class LocalStages:
             "video2world_denoiser": Denoiser.open(
                 folders["video2world_denoiser"], TOY, "video2world"
             ),
-            "guardrail_text": GuardrailText.open(Policy()),
+            "guardrail_text": GuardrailText.open(Policy(), TOY),
             "guardrail_video": GuardrailVideo.open(folders["guardrail_video"], TOY),
         }
 

@@ -16,3 +16,4 @@ def test_without_a_policy_all_guards_are_on_and_nobody_can_switch_them_off():
     policy = read_policy({})
     assert policy.guard_frames
     assert not policy.allow_disable_guardrail
+    assert not policy.run_unguarded

@@ -4,6 +4,7 @@ import os
 import triton_python_backend_utils as pb_utils
 
 from predict2_runtime.policy import read_policy
+from predict2_runtime.repository import read_preset, served_repository
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.guardrail_text import GuardrailText
 from predict2_spec.tensors import GUARDRAIL_TEXT
@@ -11,7 +12,9 @@ from predict2_spec.tensors import GUARDRAIL_TEXT
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = GuardrailText.open(read_policy(os.environ))
+        self.stage = GuardrailText.open(
+            read_policy(os.environ), read_preset(served_repository(args))
+        )
 
     def execute(self, requests):
         return serve_stage(pb_utils, GUARDRAIL_TEXT, requests, self.stage)

@@ -4,6 +4,7 @@
 import base64
 import http.client
 import json
+import logging
 import os
 import socket
 import threading
@@ -16,11 +17,13 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from predict2_runtime.frames import encode_image
-from predict2_runtime.policy import API_KEY_VARIABLE, LanguageModel
+from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError, ServerError, ServerUnavailableError
 
 from . import Ask, Frames, Question
 from .vision import shown
+
+log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 1024 * 1024
 _OVERLOADED = (429, 502, 503, 504)
@@ -34,7 +37,8 @@ def open_endpoint(where: LanguageModel) -> Ask:
     Raises:
         EngineMismatchError: the URL, or the key in the environment, can't be used.
     """
-    return _Endpoint(where, _parse(where.url), _read_key(os.environ))
+    key = _read_key(os.environ, where.key_variable) if where.key_variable else ""
+    return _Endpoint(where, _parse(where.url), key)
 
 
 def _parse(url: str) -> SplitResult:
@@ -46,15 +50,15 @@ def _parse(url: str) -> SplitResult:
     shown_url = url.rpartition("@")[2].partition("?")[0]  # without what might be secret
     raise EngineMismatchError(
         f"the endpoint {shown_url!r:.200} must be http(s)://HOST[:PORT]/PATH, such as "
-        f"http://127.0.0.1:9000/v1; a key belongs in the environment variable {API_KEY_VARIABLE}"
+        "http://127.0.0.1:9000/v1; a key belongs in the environment"
     )
 
 
-def _read_key(environment: Mapping[str, str]) -> str:
-    key = environment.get(API_KEY_VARIABLE, "").strip()
+def _read_key(environment: Mapping[str, str], variable: str) -> str:
+    key = environment.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise EngineMismatchError(
-            f"{API_KEY_VARIABLE} holds characters that no HTTP header can; set it again"
+            f"{variable} holds characters that no HTTP header can; set it again"
         )
     return key
 
@@ -108,7 +112,7 @@ class _Endpoint:
     def _read(self, status: int, data: bytes) -> list[str]:
         """The texts in an answer; at least one."""
         if status != http.HTTPStatus.OK:
-            raise self._refused(status, data)
+            raise self._refused(status)
         if len(data) > MAX_ANSWER_BYTES:
             raise ServerError(
                 f"{self._name()} answered with more than {MAX_ANSWER_BYTES} bytes; ask for fewer "
@@ -131,10 +135,7 @@ class _Endpoint:
         return headers | {"Authorization": f"Bearer {self.key}"} if self.key else headers
 
     def _name(self) -> str:
-        parts = self.parts  # without the query, which might be secret
-        return (
-            f"the language model {self.where.model} at {parts.scheme}://{parts.netloc}{parts.path}"
-        )
+        return f"the language model {self.where.model}"  # callers needn't know where it is
 
     def _too_slow(self) -> ServerUnavailableError:
         return ServerUnavailableError(
@@ -148,14 +149,14 @@ class _Endpoint:
             "must be that of an OpenAI-compatible API, mostly ending in /v1"
         )
 
-    def _refused(self, status: int, data: bytes) -> ServerError | ServerUnavailableError:
-        said = data.decode(errors="replace")
-        said = (said.replace(self.key, "***") if self.key else said).strip()
-        message = f"{self._name()} answered with status {status} ({said[:300]!r})"
+    def _refused(self, status: int) -> ServerError | ServerUnavailableError:
+        # What it said stays here: it may repeat the prompt, or tell of the inside.
+        log.warning("%s at %s answered %s", self._name(), self.parts.netloc, status)
+        message = f"{self._name()} answered with status {status}"
         if status in _OVERLOADED:
             return ServerUnavailableError(f"{message}; try again later")
         if status in (401, 403):
-            return ServerError(f"{message}; the server's owner sets its key as {API_KEY_VARIABLE}")
+            return ServerError(f"{message}; the server's owner sets its key in the environment")
         if 300 <= status < 400:
             return ServerError(f"{message}; redirects aren't followed, so name the final address")
         return ServerError(f"{message}; its own log may say more")

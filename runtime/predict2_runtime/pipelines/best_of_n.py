@@ -20,7 +20,7 @@ from predict2_spec.errors import (
 from predict2_spec.requests import Video2WorldRequest
 
 from .generation import Backend
-from .tasks import Outputs, video2world
+from .tasks import Outputs, finish_clip, prepare_clip
 
 NUM_GENERATIONS = 2  # as the original
 
@@ -38,6 +38,10 @@ def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]
         if request.seed + generations > 2**32:
             raise InvalidRequestError(
                 f"seed {request.seed} and the {generations - 1} after it must be below {2**32}"
+            )
+        if request.return_frames:
+            raise InvalidRequestError(
+                "best_of_n returns encoded clips only; leave out return_frames"
             )
         if backend.policy.reasoner is None:
             raise ServerUnavailableError(
@@ -59,31 +63,28 @@ def best_of_n(
 ) -> Outputs:
     """The clip that the critic finds best, and the ranking of all.
 
-    The clips are made side by side: their steps interleave, so several denoisers or GPUs share them.
-    One that fails, or can't be judged, is ranked last with its reason.
+    The prompt is checked and refined once. The clips are made side by side: their steps interleave, so several
+    denoisers or GPUs share them. One that fails, or can't be judged, is ranked last with its reason.
 
     Raises:
         Predict2Error: no clip came about; what the first one failed with, such as a guardrail's refusal.
     """
+    prepared = prepare_clip(backend, request, progress)
 
     def make(seed: int) -> tuple[critic.Judged, Outputs | Predict2Error]:
         try:
-            outputs = video2world(backend, replace(request, seed=seed), progress.beside())
-            answer = backend.call(
-                tensors.CRITIC, video=outputs["media"], num_trials=num_trials, seed=seed
-            )
-            score, responses = float(answer["score"][0]), tuple(answer["responses"])
-            return critic.Judged(seed, score, responses), outputs
+            outputs = finish_clip(replace(request, seed=seed), prepared.beside())
         except RequestCancelledError:
             raise
         except Predict2Error as error:
             return critic.Judged(seed, 0.0, (), str(error)), error
+        return _judge(backend, outputs, seed, num_trials), outputs
 
     seeds = range(request.seed, request.seed + num_generations)
     with ThreadPoolExecutor(num_generations) as pool:
         made = dict(pool.map(make, seeds))
     ranking = critic.ranked(made)
-    best = made[ranking[0]]
+    best = next((made[j] for j in ranking if isinstance(made[j], dict)), made[ranking[0]])
     if isinstance(best, Predict2Error):
         raise best
     return {
@@ -91,6 +92,18 @@ def best_of_n(
         "metadata": best["metadata"],
         "ranking": critic.to_json(ranking),
     }
+
+
+def _judge(backend: Backend, outputs: Outputs, seed: int, num_trials: int) -> critic.Judged:
+    try:
+        answer = backend.call(
+            tensors.CRITIC, video=outputs["media"], num_trials=num_trials, seed=seed
+        )
+    except RequestCancelledError:
+        raise
+    except Predict2Error as error:
+        return critic.Judged(seed, 0.0, (), str(error))
+    return critic.Judged(seed, float(answer["score"][0]), tuple(answer["responses"]))
 
 
 def _number(arrays: dict[str, Any], name: str, default: int, most: int) -> int:

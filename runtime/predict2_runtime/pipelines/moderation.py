@@ -66,6 +66,7 @@ class Moderator:
             answer, verdict = {}, Verdict(False, subject, model.name, UNDECIDED)
         self.verdicts.append(verdict)
         if not verdict.safe:
+            log.critical("GUARDRAIL BLOCKED a %s: %s, %s", subject, verdict.check, verdict.category)
             self.backend.count_blocked(verdict)
             raise refusal(verdict)
         return answer

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,7 @@ from predict2_spec.results import Metadata
 from predict2_spec.video import VideoShape
 
 from .generation import Backend, Sampling, make_clip, make_picture
-from .moderation import Moderator, open_moderator, refine
+from .moderation import Moderator, Refinement, open_moderator, refine
 
 VERSION = version("cosmos-predict2-triton")
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
@@ -95,14 +95,38 @@ def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress)
     return _outputs(request, media, metadata, frames)
 
 
+@dataclass(frozen=True)
+class PreparedClip:
+    """A clip that only has to be drawn."""
+
+    moderator: Moderator
+    shape: VideoShape
+    first: Frames  # what it goes on from, UINT8 [1 or 5, H, W, 3]
+    refinement: Refinement
+
+    def beside(self) -> "PreparedClip":
+        """The same for another seed, drawn beside it: with a clock and verdicts of its own."""
+        own = replace(
+            self.moderator,
+            progress=self.moderator.progress.beside(),
+            verdicts=list(self.moderator.verdicts),
+        )
+        return replace(self, moderator=own)
+
+
 def video2world(backend: Backend, request: Video2WorldRequest, progress: Progress) -> Outputs:
     """A clip that goes on from a picture or from the end of a clip."""
+    return finish_clip(request, prepare_clip(backend, request, progress))
+
+
+def prepare_clip(backend: Backend, request: Video2WorldRequest, progress: Progress) -> PreparedClip:
+    """Check and refine the prompt, and read the input; all that doesn't depend on the seed."""
     shape = request.shape(backend.preset)
     moderator = open_moderator(backend, request, progress)
     moderator.check_text(request.prompt, "prompt")
     first = _input_frames(request, shape)
     seen = {"video": np.frombuffer(request.video, np.uint8)} if request.video else {"frames": first}
-    return _clip(moderator, request, shape, first, seen)
+    return PreparedClip(moderator, shape, first, _refine(moderator, request, seen))
 
 
 def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress) -> Outputs:
@@ -118,7 +142,8 @@ def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress)
         VideoShape(1, height, width),
     )
     first = cover_crop(picture[0], shape.height, shape.width)[None]
-    return _clip(moderator, request, shape, first, {"frames": first})
+    refinement = _refine(moderator, request, {"frames": first})
+    return finish_clip(request, PreparedClip(moderator, shape, first, refinement))
 
 
 PIPELINES: dict[Task, Callable[[Backend, Any, Progress], Outputs]] = {
@@ -174,19 +199,19 @@ def _input_frames(request: Video2WorldRequest, shape: VideoShape) -> Frames:
     return np.stack([cover_crop(frame, shape.height, shape.width) for frame in frames])
 
 
-def _clip(
-    moderator: Moderator,
-    request: Video2WorldRequest | Text2WorldRequest,
-    shape: VideoShape,
-    first: Frames,
-    seen: Mapping[str, Any],
-) -> Outputs:
-    """The clip that goes on from `first`, by a prompt whose refiner has looked at `seen`."""
-    backend, progress = moderator.backend, moderator.progress
+def _refine(
+    moderator: Moderator, request: Video2WorldRequest | Text2WorldRequest, seen: Mapping[str, Any]
+) -> Refinement:
     wanted = not request.disable_prompt_refiner
-    refinement = refine(moderator, request.prompt, wanted=wanted, **seen)
+    return refine(moderator, request.prompt, wanted=wanted, **seen)
+
+
+def finish_clip(request: Video2WorldRequest | Text2WorldRequest, clip: PreparedClip) -> Outputs:
+    """Draw the clip, check it and write it."""
+    moderator, shape, refinement = clip.moderator, clip.shape, clip.refinement
+    backend, progress = moderator.backend, moderator.progress
     sampling = replace(_sampling(request), prompt=refinement.prompt)
-    frames = make_clip(backend, progress, sampling, shape, first)
+    frames = make_clip(backend, progress, sampling, shape, clip.first)
     frames = moderator.check_frames(frames, "clip")
     media = encode_mp4(frames, backend.preset.fps)
     progress.done("write")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from predict2_runtime.policy import Policy
+from predict2_runtime.policy import REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE, Policy
 from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
 from . import checks, launch, owner
@@ -147,7 +147,9 @@ def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Po
         "PREDICT2_HTTP_URL": f"{ports.address}:{ports.http}",
         "PREDICT2_METRICS_URL": f"{ports.address}:{ports.metrics}",
     }
-    return subprocess.Popen(list(command), env={**os.environ, **urls})
+    secrets = (REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in secrets}
+    return subprocess.Popen(list(command), env={**inherited, **urls})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

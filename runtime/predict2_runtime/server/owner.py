@@ -6,7 +6,12 @@ import importlib.util
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from predict2_runtime.policy import API_KEY_VARIABLE, LanguageModel, Policy
+from predict2_runtime.policy import (
+    REASONER_KEY_VARIABLE,
+    TEXT_GUARD_KEY_VARIABLE,
+    LanguageModel,
+    Policy,
+)
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
 from predict2_spec.manifest import MANIFEST_FILE
@@ -14,6 +19,7 @@ from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
 
 NONE = "none"
+_KEY_VARIABLES = {"text_guard": TEXT_GUARD_KEY_VARIABLE, "reasoner": REASONER_KEY_VARIABLE}
 _WHERE = "a checkpoint folder, or URL#MODEL of an OpenAI-compatible endpoint"
 
 
@@ -33,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("language models")
     models.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
     models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
-    models.add_argument("--language-timeout", type=float, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {API_KEY_VARIABLE}")  # fmt: skip
+    models.add_argument("--language-timeout", type=float, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {' or '.join(_KEY_VARIABLES.values())}")  # fmt: skip
 
 
 def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> Policy:
@@ -44,6 +50,9 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         ServerUnavailableError: an option names nothing that can answer.
     """
     text_guard = _find(args, "text_guard", preset.text_guard_path, args.offload_guardrail)
+    reasoner = None
+    if preset.video2world:  # pictures are neither refined nor judged
+        reasoner = _find(args, "reasoner", preset.reasoner_path, args.offload_prompt_refiner)
     guard_frames = (repository / GUARDRAIL_VIDEO.name / VERSION_FOLDER / MANIFEST_FILE).is_file()
     missing = []
     if preset.text_guard_path and text_guard is None:
@@ -51,7 +60,8 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
             f"no text guard in {args.checkpoints / preset.text_guard_path} (`predict2-export fetch --with guardrails`, "
             "or name one with --text-guard)"
         )
-    if not guard_frames:
+    looks_at_frames = bool(preset.video2world) or args.guard_pictures
+    if looks_at_frames and not guard_frames:
         missing.append(
             f"no engine of {GUARDRAIL_VIDEO.name} in {repository} (build it from the fetched guardrails)"
         )
@@ -59,15 +69,21 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         raise EngineMismatchError(
             f"guard models are missing: {'; '.join(missing)}. To start without them, say --run-unguarded"
         )
+    if args.guard_pictures and not guard_frames:
+        raise EngineMismatchError(
+            f"--guard-pictures needs the engine of {GUARDRAIL_VIDEO.name}, and {repository} has none; build it, or "
+            "leave the option out"
+        )
     if args.blocklists and not args.blocklists.is_dir():
         raise ServerUnavailableError(f"--blocklists {args.blocklists} is no folder")
     return Policy(
         allow_disable_guardrail=args.allow_disable_guardrail,
+        run_unguarded=args.run_unguarded,
         guard_frames=guard_frames,
         guard_pictures=args.guard_pictures,
         blocklists=str(args.blocklists.resolve()) if args.blocklists else "",
         text_guard=text_guard,
-        reasoner=_find(args, "reasoner", preset.reasoner_path, args.offload_prompt_refiner),
+        reasoner=reasoner,
         require_refiner=args.require_prompt_refiner,
     )
 
@@ -96,10 +112,12 @@ def _find(
         url, _, model = where.partition("#")
         if not (model and urlsplit(url).hostname):
             raise ServerUnavailableError(
-                f"{flag} {where!r:.200} must be a URL and the name of the model there, such as "
+                f"{flag} must be a URL and the name of the model there, such as "
                 "http://127.0.0.1:9000/v1#nvidia/Cosmos-Reason1-7B"
             )
-        return LanguageModel(model, url=url, timeout_s=args.language_timeout)
+        return LanguageModel(
+            model, url=url, timeout_s=args.language_timeout, key_variable=_KEY_VARIABLES[option]
+        )
     folder = Path(where) if where else args.checkpoints / default
     if not (where or default) or not (where or folder.is_dir()):
         return None

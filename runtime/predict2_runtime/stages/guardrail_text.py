@@ -8,8 +8,9 @@ from typing import Any
 from predict2_runtime.guardrails.blocklist import SHIPPED_LISTS, Blocklist
 from predict2_runtime.guardrails.text_guard import TextGuard
 from predict2_runtime.policy import Policy
-from predict2_spec.errors import InvalidRequestError
+from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.guardrails import SUBJECTS, Subject, Verdict
+from predict2_spec.presets import Preset
 from predict2_spec.requests import check_text
 
 from . import Arrays
@@ -26,12 +27,18 @@ class GuardrailText:
     guard: TextGuard | None = None
 
     @classmethod
-    def open(cls, policy: Policy) -> "GuardrailText":
+    def open(cls, policy: Policy, preset: Preset) -> "GuardrailText":
         """The stage that the server's owner asked for.
 
         Raises:
-            EngineMismatchError: the owner's lists or guard model can't be read.
+            EngineMismatchError: the owner's lists or guard model can't be read, or the preset has a guard model and
+                the owner neither named one nor said to run without.
         """
+        if preset.text_guard_path and not (policy.text_guard or policy.run_unguarded):
+            raise EngineMismatchError(
+                f"preset {preset.name} is guarded by {preset.text_guard_path}, and no text guard was named; start the "
+                "server by predict2-serve, with --text-guard, or with --run-unguarded to do without"
+            )
         own = [Path(policy.blocklists)] if policy.blocklists else []
         guard = TextGuard.open(policy.text_guard) if policy.text_guard else None
         return cls(Blocklist.read(SHIPPED_LISTS, *own), guard)

@@ -23,7 +23,8 @@ SAMPLED = Question("What is this?", temperature=0.6, seed=7)
 
 
 def ask_of(url, timeout_s=10.0):
-    return open_language_model(LanguageModel("reason", url=url, timeout_s=timeout_s))
+    where = LanguageModel("reason", url=url, timeout_s=timeout_s, key_variable="THE_KEY")
+    return open_language_model(where)
 
 
 def picture_of(part):
@@ -84,12 +85,12 @@ def test_a_clip_arrives_as_pictures_and_a_line_about_them_before_the_text(chat_s
 
 
 def test_the_key_goes_into_a_header_and_nowhere_else(chat_server, monkeypatch):
-    monkeypatch.setenv("PREDICT2_API_KEY", " sk-secret\n")
+    monkeypatch.setenv("THE_KEY", " sk-secret\n")
     server = chat_server(
         lambda body: chat_server.Reply(b"x" * 280 + b"no such key: sk-secret", status=401)
     )
     ask = ask_of(server.url)
-    with pytest.raises(ServerError, match="PREDICT2_API_KEY") as raised:
+    with pytest.raises(ServerError, match="sets its key in the environment") as raised:
         ask(SAMPLED, None, 0)
     (request,) = server.requests
     assert request.headers["Authorization"] == "Bearer sk-secret"
@@ -98,15 +99,15 @@ def test_the_key_goes_into_a_header_and_nowhere_else(chat_server, monkeypatch):
 
 
 def test_without_a_key_there_is_no_such_header(chat_server, monkeypatch):
-    monkeypatch.delenv("PREDICT2_API_KEY", raising=False)
+    monkeypatch.delenv("THE_KEY", raising=False)
     server = chat_server("a cup")
     ask_of(server.url)(SAMPLED, None, 0)
     assert "Authorization" not in server.requests[0].headers
 
 
 def test_a_key_that_fits_no_header_is_refused_without_telling_it(monkeypatch):
-    monkeypatch.setenv("PREDICT2_API_KEY", "sk-a\nX-Evil: 1")
-    with pytest.raises(EngineMismatchError, match="PREDICT2_API_KEY") as raised:
+    monkeypatch.setenv("THE_KEY", "sk-a\nX-Evil: 1")
+    with pytest.raises(EngineMismatchError, match="THE_KEY") as raised:
         ask_of("http://127.0.0.1:9/v1")
     assert "Evil" not in str(raised.value)
 
@@ -196,9 +197,9 @@ def test_asking_again_stops_when_the_time_is_up(chat_server):
         b"\xff\xfe",
     ],
 )
-def test_nonsense_is_refused_by_name_and_address(chat_server, data):
+def test_nonsense_is_refused_by_name(chat_server, data):
     server = chat_server(chat_server.Reply(data))
-    with pytest.raises(ServerError, match=rf"reason at {server.url} gave no OpenAI-style answer"):
+    with pytest.raises(ServerError, match="language model reason gave no OpenAI-style answer"):
         ask_of(server.url)(SAMPLED, None, 0)
 
 
@@ -212,14 +213,16 @@ def test_an_answer_without_end_is_not_read_to_its_end(chat_server):
     ("status", "error"),
     [(400, ServerError), (404, ServerError), (500, ServerError), (429, ServerUnavailableError), (503, ServerUnavailableError)],
 )  # fmt: skip
-def test_a_refusal_is_passed_on_with_what_the_server_said(chat_server, status, error):
+def test_a_refusal_is_passed_on_without_what_the_server_said(chat_server, status, error):
     server = chat_server(chat_server.Reply(b'{"error": "too long"}', status=status))
-    with pytest.raises(error, match=f"status {status}.*too long"):
+    with pytest.raises(error, match=f"status {status}") as raised:
         ask_of(server.url)(SAMPLED, None, 0)
+    assert "too long" not in str(raised.value)  # it may repeat the prompt, or tell of the inside
+    assert "127.0.0.1" not in str(raised.value)
 
 
 def test_a_redirect_is_not_followed(chat_server, monkeypatch):
-    monkeypatch.setenv("PREDICT2_API_KEY", "sk-secret")
+    monkeypatch.setenv("THE_KEY", "sk-secret")
     elsewhere = chat_server("a cup")
     location = {"Location": f"{elsewhere.url}/chat/completions"}
     server = chat_server(chat_server.Reply(status=307, headers=location))
@@ -231,7 +234,7 @@ def test_a_redirect_is_not_followed(chat_server, monkeypatch):
 def test_a_server_that_is_not_there_is_named_with_a_way_out():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ServerUnavailableError, match=rf"http://127.0.0.1:{port}/v1 can't be reached .*start it"):  # fmt: skip
+    with pytest.raises(ServerUnavailableError, match=r"reason can't be reached .*start it"):  # fmt: skip
         ask_of(f"http://127.0.0.1:{port}/v1?token=secret")(SAMPLED, None, 0)
 
 

@@ -30,19 +30,21 @@ class Stages:
 
     def __init__(self, scores):
         self.scores, self.fail = scores, {}
-        self.critic_asked = []
+        self.critic_asked, self.prompts = [], []
         self.backend = Backend(TOY, {"video2world_denoiser": "fp32"}, self.call, REASONING)
 
     def call(self, model, **inputs):
         return getattr(self, model.name)(**inputs)
 
     def guardrail_text(self, text, subject):
+        self.prompts.append(subject)
         return {"verdict": [Verdict(True, subject, "blocklist").to_json()]}
 
     def guardrail_video(self, frames, subject):
         return {"frames": frames, "verdict": [Verdict(True, subject, "content").to_json()]}
 
     def prompt_refiner(self, prompt, **seen):
+        self.prompts.append("refined")
         return {"refined_prompt": [prompt]}
 
     def text_encoder(self, prompt):
@@ -110,11 +112,34 @@ def test_a_clip_that_cannot_be_judged_is_last_with_its_reason():
     assert [(judged.seed, judged.error) for judged in ranking] == [(1, ""), (0, "the critic stumbled")]  # fmt: skip
 
 
-def test_when_all_fail_the_reason_is_told():
+def test_when_no_clip_came_about_the_reason_is_told():
+    stages = Stages({})
+
+    def fail(latents):
+        raise ServerError("the decoder stumbled")
+
+    stages.vae_decoder = fail
+    with pytest.raises(ServerError, match="the decoder stumbled"):
+        stages.run()
+
+
+def test_when_none_can_be_judged_there_is_a_clip_nevertheless():
     stages = Stages({})
     stages.fail = {seed: ServerError(f"the critic stumbled at {seed}") for seed in (0, 1)}
-    with pytest.raises(ServerError, match="stumbled at 0"):
-        stages.run()
+    outputs = stages.run()
+    assert Metadata.from_json(outputs["metadata"]).seed == 0
+    errors = [judged.error for judged in critic.from_json(outputs["ranking"])]
+    assert errors == ["the critic stumbled at 0", "the critic stumbled at 1"]
+
+
+def test_the_prompt_is_checked_and_refined_once_for_all_clips():
+    stages = Stages(dict.fromkeys(range(5), 0.5))
+    stages.run(num_generations=5)
+    assert stages.prompts == ["prompt", "refined", "refined_prompt"]
+    subjects = [
+        verdict["subject"] for verdict in Metadata.from_json(stages.run()["metadata"]).verdicts
+    ]
+    assert subjects == ["prompt", "refined_prompt", "clip"]
 
 
 def test_clips_are_made_side_by_side():
@@ -147,6 +172,7 @@ def test_a_cancelled_request_ends():
         {"num_generations": critic.MAX_GENERATIONS + 1},
         {"num_critic_trials": critic.MAX_TRIALS + 1},
         {"seed": 2**32 - 1},
+        {"return_frames": True},
     ],
 )
 def test_numbers_outside_their_limits_are_refused(fields):

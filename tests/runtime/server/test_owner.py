@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from predict2_runtime.policy import LanguageModel, Policy
+from predict2_runtime.policy import REASONER_KEY_VARIABLE, LanguageModel, Policy
 from predict2_runtime.server import owner
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
 from predict2_spec.presets import TOY, find_preset
@@ -39,6 +39,19 @@ def test_a_preset_without_guard_models_of_its_own_starts_with_the_safe_defaults(
     assert policy(TOY, repository) == Policy()
 
 
+def test_a_preset_of_pictures_needs_no_frame_guard_and_no_reasoner(checkpoints, tmp_path):
+    found = policy(find_preset("0.6b"), tmp_path, "--checkpoints", checkpoints)
+    assert found.text_guard
+    assert found.reasoner is None
+    with pytest.raises(EngineMismatchError, match="no engine of guardrail_video"):
+        policy(find_preset("0.6b"), tmp_path, "--checkpoints", checkpoints, "--guard-pictures")
+
+
+def test_pictures_cannot_be_guarded_by_an_engine_that_is_missing(tmp_path):
+    with pytest.raises(EngineMismatchError, match="--guard-pictures needs the engine"):
+        policy(TOY, tmp_path, "--run-unguarded", "--guard-pictures")
+
+
 def test_fetched_models_are_found(repository, checkpoints):
     found = policy(BIG, repository, "--checkpoints", checkpoints, "--language-device", "cuda")
     assert found.text_guard == LanguageModel(str(checkpoints / BIG.text_guard_path), device="cuda")
@@ -65,8 +78,18 @@ def test_an_endpoint_is_named_by_url_and_model(repository):
     url = "https://host:9000/v1#nvidia/Cosmos-Reason1-7B"
     found = policy(TOY, repository, "--reasoner", url, "--language-timeout", 7)
     assert found.reasoner == LanguageModel(
-        "nvidia/Cosmos-Reason1-7B", url="https://host:9000/v1", timeout_s=7.0
+        "nvidia/Cosmos-Reason1-7B",
+        url="https://host:9000/v1",
+        timeout_s=7.0,
+        key_variable=REASONER_KEY_VARIABLE,
     )
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "0.5", "-1", "3601", "soon"])
+def test_a_time_that_is_none_to_answer_in_is_refused(repository, capsys, seconds):
+    with pytest.raises(SystemExit):
+        policy(TOY, repository, "--language-timeout", seconds)
+    assert "--language-timeout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["http://host:9000/v1", "https://#model"])

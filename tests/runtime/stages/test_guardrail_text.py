@@ -9,6 +9,7 @@ from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.guardrail_text import GuardrailText
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.guardrails import UNDECIDED, Verdict
+from predict2_spec.presets import TOY, find_preset
 from predict2_spec.requests import LIMITS
 from predict2_spec.tensors import GUARDRAIL_TEXT
 
@@ -27,7 +28,7 @@ def unsafe(question, frames, fps):
 
 
 def test_a_prompt_of_the_blocklist_is_refused_with_list_and_entry():
-    stage = GuardrailText.open(Policy())
+    stage = GuardrailText.open(Policy(), TOY)
     assert judge(stage, "two pipe bombs") == Verdict(
         False, "prompt", "blocklist", "weapons", "pipe bomb"
     )
@@ -54,7 +55,7 @@ def test_the_guard_model_isnt_asked_what_the_blocklist_refuses():
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
 def test_an_empty_text_isnt_safe(text):
-    assert judge(GuardrailText.open(Policy()), text) == Verdict(
+    assert judge(GuardrailText.open(Policy(), TOY), text) == Verdict(
         False, "prompt", "blocklist", "empty"
     )
 
@@ -76,14 +77,14 @@ def test_a_text_in_another_script_isnt_empty():
 )
 def test_inputs_outside_the_limits_are_refused(inputs, said):
     with pytest.raises(InvalidRequestError, match=said):
-        GuardrailText.open(Policy())(inputs)
+        GuardrailText.open(Policy(), TOY)(inputs)
 
 
 def test_the_owners_lists_count_beside_the_shipped_ones(tmp_path):
     for name, words in (("custom", "spoon\n"), ("whitelist", "heroin\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "ours.txt").write_text(words)
-    stage = GuardrailText.open(Policy(blocklists=str(tmp_path)))
+    stage = GuardrailText.open(Policy(blocklists=str(tmp_path)), TOY)
     assert judge(stage, "a spoon").category == "ours"
     assert judge(stage, "a pipe bomb").category == "weapons"
     assert judge(stage, "heroin").safe
@@ -99,7 +100,7 @@ def test_the_owners_lists_count_beside_the_shipped_ones(tmp_path):
 )
 def test_a_stage_with_an_unreadable_part_doesnt_open(policy):
     with pytest.raises(EngineMismatchError):
-        GuardrailText.open(policy)
+        GuardrailText.open(policy, TOY)
 
 
 def test_a_verdict_goes_through_triton_and_the_text_stays_out_of_the_log(pb_utils, caplog):
@@ -109,3 +110,10 @@ def test_a_verdict_goes_through_triton_and_the_text_stays_out_of_the_log(pb_util
     verdict = Verdict.from_json(response.outputs["verdict"][0].decode())
     assert verdict.category == "Violent Crimes"
     assert "private" not in caplog.text
+
+
+def test_a_preset_with_a_guard_model_doesnt_open_without_one_unless_its_owner_said_so():
+    preset = find_preset("2b-480p-16fps")
+    with pytest.raises(EngineMismatchError, match=r"Llama-Guard-3-8B.*--run-unguarded"):
+        GuardrailText.open(Policy(), preset)
+    assert GuardrailText.open(Policy(run_unguarded=True), preset).guard is None
