@@ -83,13 +83,17 @@ class Preset:
         sizes = self.image_sizes if task == "text2image" else self.video_sizes
         return max(width * height for width, height in sizes.values())
 
+    def max_frames(self, task: Task) -> int:
+        """Most frames that `task` makes at once."""
+        return 1 if task == "text2image" else self.num_frames
+
     def check(self, task: Task, shape: VideoShape) -> None:
         """Refuse a shape the networks of this preset can't take.
 
         Raises:
             InvalidRequestError: too many frames or pixels, or a side beyond the position table.
         """
-        most_frames = 1 if task == "text2image" else self.num_frames
+        most_frames = self.max_frames(task)
         if shape.frames > most_frames:
             raise InvalidRequestError(
                 f"num_frames {shape.frames} is more than preset {self.name} makes in one clip: {most_frames} at most"

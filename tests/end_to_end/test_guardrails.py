@@ -297,8 +297,8 @@ def test_a_local_refiner_writes_plain_ascii(think, picture):
 
 def test_faces_come_back_pixelated_and_the_rest_as_it_was(call):
     rng = np.random.default_rng(0)
-    pictures = [np.full((96, 96, 3), (90, 140, 90), np.float32) for _ in range(4)]
-    boxes = [draw_face(rng, picture, 36.0) for picture in pictures]
+    pictures = [np.full((64, 64, 3), (90, 140, 90), np.float32) for _ in range(4)]
+    boxes = [draw_face(rng, picture, 32.0) for picture in pictures]
     frames = np.stack([finished(rng, picture) for picture in pictures])
     answer = call("guardrail_video", frames=frames)
     verdict = Verdict.from_json(answer["verdict"].item().decode())

@@ -6,7 +6,6 @@ Limits and constants are the original's. Boxes are (left, top, right, bottom) in
 
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ def detector_input(frames: Frames) -> NDArray[np.float32]:
     return np.ascontiguousarray(bgr.transpose(0, 3, 1, 2))
 
 
-@lru_cache(maxsize=8)  # sizes that were seen last
+@lru_cache(maxsize=4)  # sizes that were seen last; 1.2 MB for 1280 x 704
 def anchor_boxes(height: int, width: int, sizes: tuple[tuple[int, ...], ...]) -> Boxes:
     """Centre x and y, width and height of every anchor in a picture, [A, 4], in the network's order.
 
@@ -43,14 +42,13 @@ def anchor_boxes(height: int, width: int, sizes: tuple[tuple[int, ...], ...]) ->
         width: the same.
         sizes: of the anchors, for each of STRIDES.
     """
-    rows = [
-        ((column + 0.5) * stride, (row + 0.5) * stride, size, size)
-        for stride, of_stride in zip(STRIDES, sizes, strict=True)
-        for row, column, size in product(
-            range(-(-height // stride)), range(-(-width // stride)), of_stride
-        )
-    ]
-    return np.array(rows, np.float64)
+    anchors = []
+    for stride, of_stride in zip(STRIDES, sizes, strict=True):
+        rows, columns = np.arange(-(-height // stride)), np.arange(-(-width // stride))
+        y, x, size = np.meshgrid((rows + 0.5) * stride, (columns + 0.5) * stride, of_stride, indexing="ij")  # fmt: skip
+        anchors.append(np.stack([x, y, size, size], axis=-1).reshape(-1, 4))
+    together: Boxes = np.concatenate(anchors).astype(np.float64)
+    return together
 
 
 def decode(offsets: NDArray[np.float32], anchors: Boxes) -> Boxes:

@@ -36,12 +36,13 @@ class GuardrailVideo:
     spec: FrameGuardSpec
     content: Engine
     faces: Engine
+    shapes: tuple[tuple[int, int], ...]  # as largest_shapes gives them
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "GuardrailVideo":
         """The stage whose engine is installed in `folder`."""
         graphs = open_engine(folder, GUARDRAIL_VIDEO.name).graphs
-        return cls(preset.frame_guard, graphs[CONTENT], graphs[FACES])
+        return cls(preset.frame_guard, graphs[CONTENT], graphs[FACES], largest_shapes(preset))
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`frames` UINT8 [F, H, W, 3] -> `frames` to show, and a `verdict` as JSON.
@@ -49,13 +50,26 @@ class GuardrailVideo:
         The frames of what isn't safe come back black.
 
         Raises:
-            InvalidRequestError: there are no frames, or `subject` is none of SUBJECTS.
+            InvalidRequestError: there are no frames, or more than the preset makes, or `subject` is none of SUBJECTS.
         """
         frames: Frames = inputs["frames"]
         if not frames.size:
             raise InvalidRequestError(f"frames {frames.shape} hold no pixels; send one at least")
+        self._check_size(frames)
         shown, verdict = self._look(frames, _subject(inputs, len(frames)))
         return {"frames": shown, "verdict": verdict.to_json()}
+
+    def _check_size(self, frames: Frames) -> None:
+        count, height, width = frames.shape[:3]
+        if not any(count <= most and height * width <= pixels for most, pixels in self.shapes):
+            most_of_all = " or ".join(
+                f"{most} frame{'s' if most > 1 else ''} of {pixels} pixels"
+                for most, pixels in self.shapes
+            )
+            raise InvalidRequestError(
+                f"{count} frames of {width} x {height} pixels are more than this server makes: {most_of_all} at most. "
+                "Send fewer, or shrink them"
+            )
 
     def _look(self, frames: Frames, subject: Subject) -> tuple[Frames, Verdict]:
         check = CONTENT
@@ -88,6 +102,12 @@ class GuardrailVideo:
             ):
                 count += pixelate(frame, find_faces(offsets, probability, anchors))
         return shown, count
+
+
+def largest_shapes(preset: Preset) -> tuple[tuple[int, int], ...]:
+    """What each kind of the preset's outputs has at most: frames, and pixels of one."""
+    shapes = ((preset.max_frames(task), preset.max_pixels(task)) for task in preset.tasks)
+    return tuple(dict.fromkeys(shapes))
 
 
 def _subject(inputs: Arrays, num_frames: int) -> Subject:

@@ -14,10 +14,10 @@ from predict2_export.toy import TRAINED
 from predict2_export.toyworld import guard_scenes
 from predict2_export.toyworld.scene import draw, random_scene
 from predict2_runtime.engines import read_manifest
-from predict2_runtime.stages.guardrail_video import BATCH, GuardrailVideo
+from predict2_runtime.stages.guardrail_video import BATCH, GuardrailVideo, largest_shapes
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.guardrails import UNDECIDED, Verdict
-from predict2_spec.presets import TOY
+from predict2_spec.presets import TOY, find_preset
 
 torch.set_num_threads(1)
 
@@ -52,7 +52,7 @@ def face_clip():
     """A face that moves over a grey background, and its boxes."""
     frames, boxes = [], []
     for number in range(NUM_FRAMES):
-        picture = np.full((64, 80, 3), 128, np.float32)
+        picture = np.full((48, 80, 3), 128, np.float32)
         rng = np.random.default_rng(3)  # the same face in all frames
         box = guard_scenes.draw_face(rng, picture, 30.0)
         frames.append(np.roll(picture, number - 4, axis=1).astype(np.uint8))
@@ -160,9 +160,24 @@ def test_another_presets_engine_is_refused_at_its_answer(stage, face_clip):
     ("inputs", "message"),
     [
         ({"frames": np.zeros((0, 64, 64, 3), np.uint8)}, "hold no pixels"),
+        ({"frames": np.zeros((1, 64, 65, 3), np.uint8)}, "65 x 64 pixels are more than .*: 1 frame of 4096 pixels or 13 frames of 4096 pixels at most"),
+        ({"frames": np.zeros((14, 16, 16, 3), np.uint8)}, "14 frames of 16 x 16 pixels"),
         ({"frames": np.zeros((1, 64, 64, 3), np.uint8), "subject": ["film"]}, r"\['film'\] is none of prompt"),
     ],
 )  # fmt: skip
 def test_what_isnt_frames_is_refused_by_name(stage, inputs, message):
     with pytest.raises(InvalidRequestError, match=message):
         stage(inputs)
+
+
+@pytest.mark.parametrize("name", ["2b-480p-16fps", "0.6b"])
+def test_whatever_a_preset_makes_is_looked_at_and_no_more(stage, name):
+    preset = find_preset(name)
+    stage = replace(stage, shapes=largest_shapes(preset), content=failing)
+    for sizes, most in ((preset.image_sizes, 1), (preset.video_sizes, preset.num_frames)):
+        for width, height in sizes.values():
+            frames = np.broadcast_to(np.uint8(0), (most, height, width, 3))
+            assert look(stage, frames)[1].category == UNDECIDED
+    larger_than_any_clip = np.broadcast_to(np.uint8(0), (2, 1024, 1024, 3))
+    with pytest.raises(InvalidRequestError, match="2 frames of 1024 x 1024 pixels are more"):
+        stage({"frames": larger_than_any_clip})
