@@ -10,7 +10,7 @@ import numpy as np
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.requests import LIMITS
 
-from .frames import Frames, upright, video_frames
+from .frames import Frames, check_length, upright, video_frames
 from .language.vision import DEPTH, clip_size, resize
 
 _LEAST_FRAMES = 4
@@ -58,10 +58,7 @@ def _length(data: bytes) -> tuple[int, float]:
         total = 0
         for packet in container.demux(stream):
             total += bool(packet.size)
-            if total > LIMITS.media_frames:
-                raise InvalidRequestError(
-                    f"the video has more than {LIMITS.media_frames} frames; cut it to the part you need"
-                )
+            check_length(total, total * stream.width * stream.height)
     return max(total, 1), min(max(rate, _SLOWEST), _FASTEST)
 
 

@@ -114,13 +114,37 @@ def video_frames(container: av.container.InputContainer) -> Iterator[av.VideoFra
         raise InvalidRequestError("the mp4 holds no video stream")
     stream = container.streams.video[0]
     _check_pixels(stream.width, stream.height)
-    for index, frame in enumerate(container.decode(stream)):
-        if index >= LIMITS.media_frames:
-            raise InvalidRequestError(
-                f"the video has more than {LIMITS.media_frames} frames; cut it to the end you need"
-            )
-        _check_pixels(frame.width, frame.height)
-        yield frame
+    check_length(stream.frames, stream.frames * stream.width * stream.height)
+    packets = pixels = 0
+    # Packets are counted, not frames: an mp4 may ask for frames to be decoded and dropped.
+    for packet in container.demux(stream):
+        packets += bool(packet.size)
+        pixels += bool(packet.size) * stream.width * stream.height
+        check_length(packets, pixels)
+        for frame in packet.decode():
+            _check_pixels(frame.width, frame.height)
+            yield frame
+
+
+def check_length(frames: int, pixels: int) -> None:
+    """Refuse a clip that would take too long to decode.
+
+    Args:
+        frames: of the clip, or those counted so far.
+        pixels: of all these frames together.
+
+    Raises:
+        InvalidRequestError: there are more than LIMITS allow.
+    """
+    if frames > LIMITS.media_frames:
+        raise InvalidRequestError(
+            f"the video has {frames} frames or more; the limit is {LIMITS.media_frames}. Cut it to the part you need"
+        )
+    if pixels > LIMITS.media_total_pixels:
+        raise InvalidRequestError(
+            f"the video has {pixels} pixels or more in all its frames; the limit is {LIMITS.media_total_pixels}. "
+            "Cut it to the part you need, or shrink it"
+        )
 
 
 def encode_image(picture: NDArray[np.uint8], image_format: ImageFormat) -> bytes:

@@ -40,6 +40,9 @@ class Limits:
     media_bytes: int = 64 * 1024 * 1024  # an uploaded picture or clip, encoded
     media_pixels: int = 64 * 1024 * 1024  # one decoded picture or frame
     media_frames: int = 100_000  # frames of an uploaded clip that are looked at
+    # All of their pixels together. Frames of one colour take next to no bytes and still have to be decoded, at about
+    # 1e9 pixels a second and core. Ten minutes of 1920 x 1080 at 30 frames per second are 37e9.
+    media_total_pixels: int = 40_000_000_000
 
 
 LIMITS = Limits()

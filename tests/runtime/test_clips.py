@@ -8,7 +8,7 @@ import pytest
 from predict2_runtime import clips
 from predict2_runtime import frames as media
 from predict2_runtime.clips import sample_clip
-from predict2_runtime.frames import encode_mp4
+from predict2_runtime.frames import check_length, encode_mp4
 from predict2_runtime.language.vision import clip_size
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.requests import LIMITS
@@ -63,15 +63,24 @@ def test_a_clip_over_its_limits_is_refused(monkeypatch):
     data = clip(12)
     for module in (clips, media):
         monkeypatch.setattr(module, "LIMITS", replace(LIMITS, media_frames=10))
-    with pytest.raises(InvalidRequestError, match="more than 10 frames"):
+    with pytest.raises(InvalidRequestError, match="11 frames or more; the limit is 10"):
         sample_clip(data, 2.0)
     for module in (clips, media):
         monkeypatch.setattr(module, "LIMITS", replace(LIMITS, media_pixels=100))
     with pytest.raises(InvalidRequestError, match="112 x 64 pixels"):
         sample_clip(data, 2.0)
+    monkeypatch.setattr(media, "LIMITS", replace(LIMITS, media_total_pixels=12 * 112 * 64 - 1))
+    with pytest.raises(
+        InvalidRequestError, match="86016 pixels or more in all its frames; the limit is 86015"
+    ):
+        sample_clip(data, 2.0)
     monkeypatch.setattr(clips, "LIMITS", replace(LIMITS, media_bytes=100))
     with pytest.raises(InvalidRequestError, match="bytes; the limit is 100"):
         sample_clip(data, 2.0)
+
+
+def test_ten_minutes_of_full_hd_are_within_the_limits():
+    check_length(10 * 60 * 30, 10 * 60 * 30 * 1920 * 1080)
 
 
 @pytest.mark.parametrize("data", [b"", b"no video", clip(5)[:400]])

@@ -159,6 +159,43 @@ def test_too_few_frames_are_counted_in_the_message():
         decode_last_frames(encode_mp4(smooth_clip(3), 8), 5)
 
 
+def fragmented(clip):
+    """An mp4 whose header doesn't say how many frames there are."""
+    buffer = io.BytesIO()
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    with av.open(buffer, "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"media_frames": 6}, "has {frames} frames or more; the limit is 6. Cut it"),
+        (
+            {"media_total_pixels": 43_008},
+            "has {pixels} pixels or more in all its frames; the limit is 43008",
+        ),
+    ],
+)
+def test_what_would_take_too_long_is_refused_by_its_header_or_while_it_is_decoded(
+    monkeypatch, limits, message
+):
+    plain, without_number = encode_mp4(smooth_clip(), 8), fragmented(smooth_clip())
+    assert len(decode_last_frames(without_number, 5)) == 5
+    monkeypatch.setattr(media, "LIMITS", Limits(**limits))
+    for data, seen in ((plain, 13), (without_number, 7)):
+        with pytest.raises(
+            InvalidRequestError, match=message.format(frames=seen, pixels=seen * 112 * 64)
+        ):
+            decode_last_frames(data, 5)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
 def test_a_truncated_mp4_is_refused(keep):
     data = encode_mp4(smooth_clip(), 8)
