@@ -87,6 +87,19 @@ def parse_request(task: Task, arrays: Mapping[str, Any]) -> Request:
     return kind(**{name: _scalar(name, array) for name, array in arrays.items()})
 
 
+def parse_number(name: str, array: Any, least: int, most: int) -> int:
+    """The one whole number an input holds.
+
+    Raises:
+        InvalidRequestError: it holds several, or one outside its limits.
+    """
+    if len(array) != 1 or not least <= int(array[0]) <= most:
+        raise InvalidRequestError(
+            f"{name} {list(array)[:4]} must be one number from {least} to {most}"
+        )
+    return int(array[0])
+
+
 def _scalar(name: str, array: Any) -> Any:
     kind = FIELD_TYPES[name]
     if kind is bytes:

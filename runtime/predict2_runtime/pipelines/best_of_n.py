@@ -4,12 +4,11 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 from predict2_runtime.drain import in_progress
 from predict2_runtime.progress import Progress
 from predict2_runtime.stages import Arrays
-from predict2_runtime.tensors import parse_request
+from predict2_runtime.tensors import parse_number, parse_request
 from predict2_spec import critic, tensors
 from predict2_spec.errors import (
     InvalidRequestError,
@@ -30,8 +29,10 @@ def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]
 
     def run(arrays: Arrays, progress: Progress) -> Outputs:
         rest = dict(arrays)
-        generations = _number(rest, "num_generations", NUM_GENERATIONS, critic.MAX_GENERATIONS)
-        trials = _number(rest, "num_critic_trials", critic.NUM_TRIALS, critic.MAX_TRIALS)
+        asked = rest.pop("num_generations", [NUM_GENERATIONS])
+        generations = parse_number("num_generations", asked, 1, critic.MAX_GENERATIONS)
+        asked = rest.pop("num_critic_trials", [critic.NUM_TRIALS])
+        trials = parse_number("num_critic_trials", asked, 1, critic.MAX_TRIALS)
         request = parse_request("video2world", rest)
         assert isinstance(request, Video2WorldRequest)
         request.expect(backend.preset)
@@ -104,10 +105,3 @@ def _judge(backend: Backend, outputs: Outputs, seed: int, num_trials: int) -> cr
     except Predict2Error as error:
         return critic.Judged(seed, 0.0, (), str(error))
     return critic.Judged(seed, float(answer["score"][0]), tuple(answer["responses"]))
-
-
-def _number(arrays: dict[str, Any], name: str, default: int, most: int) -> int:
-    array = arrays.pop(name, [default])
-    if len(array) != 1 or not 1 <= int(array[0]) <= most:
-        raise InvalidRequestError(f"{name} {list(array)} must be one number from 1 to {most}")
-    return int(array[0])

@@ -7,8 +7,8 @@ from typing import Any
 from predict2_runtime.bls import Call
 from predict2_runtime.clips import sample_clip
 from predict2_runtime.language import Question
+from predict2_runtime.tensors import parse_number
 from predict2_spec.critic import MAX_TRIALS, NUM_TRIALS, score
-from predict2_spec.errors import InvalidRequestError
 from predict2_spec.tensors import REASONER
 
 from . import Arrays
@@ -49,8 +49,8 @@ class Critic:
         Raises:
             InvalidRequestError: the video can't be used, or a number is beyond its limits.
         """
-        trials = _number(inputs, "num_trials", NUM_TRIALS, 1, MAX_TRIALS)
-        seed = _number(inputs, "seed", 0, 0, 2**32 - 1)
+        trials = parse_number("num_trials", inputs.get("num_trials", [NUM_TRIALS]), 1, MAX_TRIALS)
+        seed = parse_number("seed", inputs.get("seed", [0]), 0, 2**32 - 1)
         frames, fps = sample_clip(inputs["video"].tobytes(), FPS)
         question = Question(
             text=QUESTION,
@@ -66,12 +66,3 @@ class Critic:
         )
         answer = self.call(REASONER, question=question.to_json(), frames=frames, fps=fps)
         return {"responses": answer["responses"], "score": score(answer["responses"])}
-
-
-def _number(inputs: Arrays, name: str, default: int, least: int, most: int) -> int:
-    values = inputs.get(name, [default])
-    if len(values) != 1 or not least <= int(values[0]) <= most:
-        raise InvalidRequestError(
-            f"{name} {list(values)[:4]} must be one number from {least} to {most}"
-        )
-    return int(values[0])
