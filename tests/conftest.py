@@ -70,12 +70,10 @@ def _save_tokenizer(folder):
     return {token: tokenizer.token_to_id(token) for token in _SPECIAL}
 
 
-def _save_language_model(folder, kind):
-    """A checkpoint of the class that `kind`, a model_type, stands for, in bfloat16; 300 ids, more than it has tokens."""
-    import torch
+def _language_model(kind, ids):
+    """A model of the class that `kind`, a model_type, stands for; 300 ids, more than it has tokens."""
     import transformers
 
-    ids = _save_tokenizer(folder)
     text = {
         "vocab_size": 300,
         "hidden_size": 32,
@@ -90,32 +88,42 @@ def _save_language_model(folder, kind):
         "tie_word_embeddings": False,
     }
     if kind == "qwen2_5_vl":
-        multimodal_rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
-        config = transformers.Qwen2_5_VLConfig(
-            text_config=text | {"rope_parameters": multimodal_rope},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 2,
-                "out_hidden_size": 32,
-                "fullatt_block_indexes": [1],
-            },
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=False,
-        )
-        build = transformers.Qwen2_5_VLForConditionalGeneration
-    elif kind == "llama":
-        config, build = transformers.LlamaConfig(**text), transformers.LlamaForCausalLM
-    else:
-        config = transformers.Qwen3Config(**text, head_dim=16)
-        build = transformers.Qwen3ForCausalLM
+        return transformers.Qwen2_5_VLForConditionalGeneration(_vision_config(text, ids))
+    if kind == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**text))
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text, head_dim=16))
+
+
+def _vision_config(text, ids):
+    import transformers
+
+    multimodal_rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    return transformers.Qwen2_5_VLConfig(
+        text_config=text | {"rope_parameters": multimodal_rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def _save_language_model(folder, kind):
+    """A checkpoint of `kind` in bfloat16."""
+    import torch
+
+    ids = _save_tokenizer(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(config)
+        model = _language_model(kind, ids)
         for weight in model.parameters():  # as initialised, every token would be about as likely
             weight.data.mul_(8 if weight.ndim > 1 else 1)
         # What released checkpoints ship; nothing of it may reach a question that doesn't ask for it.
