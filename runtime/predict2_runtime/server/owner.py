@@ -19,6 +19,7 @@ from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
 
 NONE = "none"
+MAX_ANSWER_SECONDS = 3600
 _KEY_VARIABLES = {"text_guard": TEXT_GUARD_KEY_VARIABLE, "reasoner": REASONER_KEY_VARIABLE}
 _WHERE = "a checkpoint folder, or URL#MODEL of an OpenAI-compatible endpoint"
 
@@ -39,7 +40,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("language models")
     models.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
     models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
-    models.add_argument("--language-timeout", type=float, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {' or '.join(_KEY_VARIABLES.values())}")  # fmt: skip
+    models.add_argument("--language-timeout", type=_answer_seconds, default=120.0, metavar="S", help=f"seconds of one answer (%(default)s); an endpoint's key stands in {' or '.join(_KEY_VARIABLES.values())}")  # fmt: skip
+
+
+def _answer_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= MAX_ANSWER_SECONDS:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{text} must be between 1 and {MAX_ANSWER_SECONDS}")
+    return seconds
 
 
 def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> Policy:
