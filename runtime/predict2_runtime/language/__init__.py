@@ -6,13 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from predict2_runtime.frames import Frames
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError
-
-Frames = NDArray[np.uint8]  # [F, H, W, 3]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from predict2_runtime.frames import encode_image
+from predict2_runtime.frames import Frames, encode_image
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError, ServerError, ServerUnavailableError
 
-from . import Ask, Frames, Question
+from . import Ask, Question
 from .vision import shown
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteria,
 )
 
+from predict2_runtime.frames import Frames
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import (
     EngineMismatchError,
@@ -30,7 +31,7 @@ from predict2_spec.errors import (
     ServerUnavailableError,
 )
 
-from . import Ask, Frames, Question
+from . import Ask, Question
 from .vision import DEPTH, Seen, look
 
 _LOOKS = "qwen2_5_vl"  # the one kind that takes frames

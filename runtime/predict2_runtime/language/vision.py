@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from predict2_runtime.frames import Frames
 from predict2_spec.errors import InvalidRequestError
-
-from . import Frames
 
 PATCH = 14  # pixels, a side
 MERGE = 2  # patches a side that make one token

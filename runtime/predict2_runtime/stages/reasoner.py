@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from predict2_runtime.clips import MAX_FRAMES
-from predict2_runtime.language import Ask, Frames, Question, open_language_model
+from predict2_runtime.frames import Frames
+from predict2_runtime.language import Ask, Question, open_language_model
 from predict2_runtime.policy import Policy
 from predict2_spec.critic import MAX_TRIALS
 from predict2_spec.errors import InvalidRequestError, ServerUnavailableError
@@ -17,6 +18,8 @@ from predict2_spec.requests import LIMITS
 from . import Arrays
 
 MAX_TEXT_BYTES = 64 * 1024
+# Characters of JSON: two texts, six for each of their bytes where it is escaped, and what stands around them.
+_MAX_QUESTION = 2 * 6 * MAX_TEXT_BYTES + 4096
 MAX_NEW_TOKENS = 4096
 MAX_PICTURES = 16  # 1280 tokens each
 _RANGES: dict[str, tuple[float, float]] = {
@@ -71,6 +74,10 @@ def _nobody(question: Question, frames: Frames | None, fps: float) -> NoReturn:
 def _read_question(texts: list[str]) -> Question:
     if len(texts) != 1:
         raise InvalidRequestError(f"question holds {len(texts)} values; give one")
+    if len(texts[0]) > _MAX_QUESTION:  # before it is parsed: small values make large objects
+        raise InvalidRequestError(
+            f"question has {len(texts[0])} characters; the limit is {_MAX_QUESTION}. Shorten its texts"
+        )
     try:
         question = Question.from_json(texts[0])
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -6,7 +6,7 @@ import pytest
 
 from predict2_runtime.language import Question
 from predict2_runtime.policy import LanguageModel, Policy
-from predict2_runtime.stages.reasoner import Reasoner
+from predict2_runtime.stages.reasoner import MAX_TEXT_BYTES, Reasoner
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError, ServerUnavailableError
 
 CLIP = np.zeros((4, 28, 56, 3), np.uint8)
@@ -65,6 +65,7 @@ def test_frames_without_a_pace_are_pictures_and_a_pace_without_frames_is_nothing
         ('{"text": "\\ud800"}', "text isn't Unicode"),
         (json.dumps({"text": "a" * 65537}), "text has 65537 bytes; the limit is 65536"),
         (json.dumps({"text": "a", "system": "é" * 32769}), "system has 65538 bytes"),
+        ("[" * 790_529, "question has 790529 characters; the limit is 790528"),
     ],
 )
 def test_a_malformed_question_never_reaches_the_model(asked, text, message):
@@ -95,6 +96,16 @@ def test_malformed_frames_never_reach_the_model(asked, frames, fps, message):
     with pytest.raises(InvalidRequestError, match=message):
         stage({"question": question(), "frames": frames, "fps": np.array([fps])})
     assert not questions
+
+
+def test_the_longest_texts_pass_however_they_are_written(asked):
+    stage, questions = asked
+    longest = {
+        "text": "\x01" * MAX_TEXT_BYTES,
+        "system": "\x02" * MAX_TEXT_BYTES,
+    }  # 6 characters each in JSON
+    stage({"question": question(**longest, seed=2**32 - 1)})
+    assert questions[0][0].system == longest["system"]
 
 
 def test_a_server_without_a_reasoner_says_how_to_get_one():
