@@ -4,18 +4,20 @@
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
 
 from predict2_spec.errors import EngineMismatchError
 
-from .folding import SYMBOLS, fold, split_words, views
+from .folding import SYMBOLS, fold, letters_apart, split_words, views
 from .inflection import base_forms
 
 SHIPPED_LISTS = Path(__file__).parent / "lists"
 LISTS = ("custom", "whitelist", "exact_match")  # the subfolders, as Cosmos-Guardrail1 names them
 
+# Shorter words written together, or found inside letters set apart, are mostly chance: u.s. and us.
+_LONG = 5
 # What a prompt may hold where an entry has the letter on the left.
 _WRITTEN_AS = {
     "a": "a@*4",
@@ -41,8 +43,17 @@ class Entry:
     category: str  # the file's name without its ending
 
 
-# Entries by the outlines of their first and second word; "" where there is no second.
-Index = Mapping[str, Mapping[str, Sequence[Entry]]]
+@dataclass(frozen=True)
+class Index:
+    """Entries by how they begin; those of many words also as one word."""
+
+    # By the outlines of their first and second word; "" where there is no second.
+    entries: Mapping[str, Mapping[str, Sequence[Entry]]]
+    # Of the outlines of single words, longest first; by their first _LONG signs.
+    lengths: Mapping[str, Sequence[int]]
+
+
+Match = tuple[int, int, Entry]  # start, stop, entry
 Reading = tuple[str, str]  # a word that a prompt's word may be read as: its outline, its letters
 
 
@@ -84,6 +95,10 @@ class Blocklist:
             entry = self._find(split_words(view))
             if entry:
                 return entry.category, entry.text
+        for run in letters_apart(text):
+            entry = self._find_inside(run)
+            if entry:
+                return entry.category, entry.text
         return None
 
     def _find(self, words: Sequence[str]) -> Entry | None:
@@ -92,18 +107,32 @@ class Blocklist:
         The original also compares exact entries by difflib's ratio. With its limit, (length - 0.4) / length, only
         equal strings pass: one letter more gives 1 - 1 / (2 length + 1), one less or another even less than that.
         """
-        reach = [0] * len(words)  # to where the whitelist's entries cover that begin here
-        for start, stop, _ in _matches(self.whitelist, _readings(words, _forms), operator.eq):
-            reach[start] = max(reach[start], stop)
-        reach = list(accumulate(reach, max))  # that begin here or before
-        for index, spell, equal in (
-            (self.custom, _spellings, _spells),
-            (self.exact_match, _as_written, operator.eq),
-        ):
-            for start, stop, entry in _matches(index, _readings(words, spell), equal):
-                if reach[start] < stop:
-                    return entry
-        return None
+        return _first_uncovered(
+            len(words),
+            _matches(self.whitelist, _readings(words, _forms), operator.eq),
+            _matches(self.custom, _readings(words, _spellings), _spells),
+            _matches(self.exact_match, _readings(words, _as_written), operator.eq),
+        )
+
+    def _find_inside(self, letters: str) -> Entry | None:
+        """The first long entry anywhere in letters without gaps that no single entry of the whitelist covers."""
+        return _first_uncovered(
+            len(letters),
+            _matches_inside(self.whitelist, letters, operator.eq),
+            _matches_inside(self.custom, letters, _spells),
+            _matches_inside(self.exact_match, letters, operator.eq),
+        )
+
+
+def _first_uncovered(
+    length: int, covers: Iterable[Match], *matches: Iterable[Match]
+) -> Entry | None:
+    reach = [0] * length  # to where the covers reach that begin here
+    for start, stop, _ in covers:
+        reach[start] = max(reach[start], stop)
+    reach = list(accumulate(reach, max))  # that begin here or before
+    found = (entry for start, stop, entry in chain(*matches) if reach[start] < stop)
+    return next(found, None)
 
 
 def _read_list(folder: Path) -> list[Entry]:
@@ -133,11 +162,16 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _index(entries: Iterable[Entry]) -> Index:
+    listed = list(entries)
+    joined = (replace(entry, words=("".join(entry.words),)) for entry in listed if entry.words[1:])
     index: dict[str, dict[str, list[Entry]]] = {}
-    for entry in entries:
+    lengths: dict[str, set[int]] = {}
+    for entry in chain(listed, (entry for entry in joined if len(entry.words[0]) >= _LONG)):
         first, second = (*map(_outline, entry.words[:2]), "")[:2]
         index.setdefault(first, {}).setdefault(second, []).append(entry)
-    return index
+        if not second and len(first) >= _LONG:
+            lengths.setdefault(first[:_LONG], set()).add(len(first))
+    return Index(index, {begin: sorted(found, reverse=True) for begin, found in lengths.items()})
 
 
 def _outline(word: str) -> str:
@@ -154,11 +188,11 @@ def _readings(
 
 def _matches(
     index: Index, readings: Sequence[Sequence[Reading]], equal: Callable[[str, str], bool]
-) -> Iterator[tuple[int, int, Entry]]:
-    """(start, stop, entry) for each entry that neighbouring words can be read as."""
+) -> Iterator[Match]:
+    """Each entry that neighbouring words can be read as."""
     for start, firsts in enumerate(readings):
         for first, _ in firsts:
-            by_second = index.get(first)
+            by_second = index.entries.get(first)
             if not by_second:
                 continue
             following = readings[start + 1] if start + 1 < len(readings) else ()
@@ -170,6 +204,19 @@ def _matches(
                         for forms, word in zip(readings[start:stop], entry.words, strict=True)
                     ):
                         yield start, stop, entry
+
+
+def _matches_inside(
+    index: Index, letters: str, equal: Callable[[str, str], bool]
+) -> Iterator[Match]:
+    """Each entry of one long word that neighbouring letters can be read as."""
+    outline = _outline(letters)
+    for start in range(len(letters)):
+        for length in index.lengths.get(outline[start : start + _LONG], ()):
+            stop = start + length
+            for entry in index.entries.get(outline[start:stop], {}).get("", ()):
+                if equal(letters[start:stop], entry.words[0]):
+                    yield start, stop, entry
 
 
 def _spells(form: str, word: str) -> bool:

@@ -52,8 +52,8 @@ _POSSESSIVE = re.compile(r"'s\b")
 _WORD = re.compile(rf"[\w{SYMBOLS}]+")
 _SYMBOL = re.compile(rf"[{SYMBOLS}]")
 _INNER_MARK = re.compile(r"(?<=[^\W_])[-'](?=[^\W_])")
-_LETTERS_APART = [  # t w o  w o r d s, and w - o - r - d
-    re.compile(rf"(?<![^\W_])[^\W_](?:[\W_]{{1,{gap}}}[^\W_](?![^\W_])){{3,}}") for gap in (1, 3)
+_LETTERS_APART = [  # t w o  w o r d s, and w - o - r - d  -  w - o - r - d
+    re.compile(rf"(?<![^\W_])[^\W_](?:[\W_]{{1,{gap}}}[^\W_](?![^\W_])){{2,}}") for gap in (1, 6)
 ]
 _APART = re.compile(r"[\W_]+")
 
@@ -86,7 +86,7 @@ def _plain_part(char: str) -> str:
 def views(text: str) -> list[str]:
     """The different lower-case texts that a reader may see in this one; for most texts it is one or two."""
     found: dict[str, None] = {}
-    for view in (_NOT_ASCII.sub(" ", text).lower(), fold(text)):
+    for view in _plain_views(text):
         found[view] = None
         found[_SYMBOL.sub(" ", view)] = None  # *word*, and words that a star holds together
         found[_INNER_MARK.sub("", view)] = None  # wo-rd
@@ -96,13 +96,24 @@ def views(text: str) -> list[str]:
     return list(found)
 
 
+def letters_apart(text: str) -> list[str]:
+    """The runs of letters set apart, each put together: words or whole sentences, whose gaps nobody knows."""
+    widest = _LETTERS_APART[-1]
+    runs = (_together(run) for view in _plain_views(text) for run in widest.finditer(view))
+    return list(dict.fromkeys(runs))
+
+
+def _plain_views(text: str) -> tuple[str, str]:
+    return _NOT_ASCII.sub(" ", text).lower(), fold(text)
+
+
 def _together(run: re.Match[str]) -> str:
     return _APART.sub("", run[0])
 
 
 def _after_article(run: re.Match[str]) -> str:
     letters = _together(run)
-    return f"{letters[0]} {letters[1:]}" if letters[0] in "ai" and len(letters) > 4 else letters
+    return f"{letters[0]} {letters[1:]}" if letters[0] in "ai" and len(letters) > 3 else letters
 
 
 def split_words(view: str) -> tuple[str, ...]:

@@ -129,11 +129,34 @@ def test_a_short_spelling_with_signs_is_found_and_a_price_is_not(read):
     assert blocklist.find("455 $0$ $05 *$$ ***") is None
 
 
-def test_letters_apart_make_words_of_four_letters_and_more(read):
-    blocklist = read(custom="bomb\ngun")
+def test_letters_apart_make_words_of_three_letters_and_more(read):
+    blocklist = read(custom="bomb\ngun\nxx")
     for text in ("b o m b", "B.O.M.B", "a b o m b", "i b-o-m-b you", "b\no\nm\nb"):
         assert blocklist.find(text) == ("words", "bomb"), text
-    for text in ("g u n", "b o m b a r d", "a b o m b i c"):
+    for text in ("g u n", "a g.u.n"):
+        assert blocklist.find(text) == ("words", "gun"), text
+    for text in ("x x", "b o m b a r d", "a b o m b i c", "g u n s e t", "x g u n"):
+        assert blocklist.find(text) is None, text
+
+
+def test_entries_of_five_letters_are_found_inside_letters_apart_and_nowhere_else(read):
+    blocklist = read(custom="sarin\nnail bomb", exact_match="acme x", whitelist="nail bombast")
+    for text, entry in (
+        ("o f s a r i n o w", "sarin"),
+        ("o f 5 4 r 1 n o w", "sarin"),
+        ("a n n a i l b o m b s", "nail bomb"),
+        ("t h e a c m e x y", "acme x"),
+    ):
+        assert blocklist.find(text) == ("words", entry), text
+    for text in ("ofsarinow", "annailbombs", "n a i l b o m b a s t", "t h e 4 c m e x y"):
+        assert blocklist.find(text) is None, text
+
+
+def test_entries_of_many_words_are_found_as_one_word_that_is_long_enough(read):
+    blocklist = read(custom="nail bomb\nu.s.", exact_match="acme x\ni. t.")
+    for text, entry in (("n4ilb0mbs", "nail bomb"), ("ACMEx", "acme x")):
+        assert blocklist.find(text) == ("words", entry), text
+    for text in ("give it to us", "acmexs", "snailbomb"):
         assert blocklist.find(text) is None, text
 
 
@@ -182,6 +205,8 @@ def test_a_missing_folder_is_refused_by_its_name(tmp_path):
         "\u0430 ",
         "b.",
         "kill ",
+        "s u i c i d ",
+        "b  3 ",
     ],
 )
 def test_hostile_prompts_come_to_an_end(unit):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from predict2_runtime.guardrails.folding import fold, split_words, views
+from predict2_runtime.guardrails.folding import fold, letters_apart, split_words, views
 
 
 def test_a_plain_text_has_one_view():
@@ -24,6 +24,12 @@ def test_a_plain_text_has_one_view():
 )
 def test_folding_leaves_what_a_reader_sees(text, seen):
     assert fold(text).replace("\u00a0", " ") == seen
+
+
+def test_letters_set_apart_are_read_without_what_stands_between():
+    text = "see t-h-e b o  m . b, and a.b or \u0441 \u0430 t"
+    assert letters_apart(text) == ["thebomb", "cat"]
+    assert letters_apart("A robot arm") == []
 
 
 def test_letters_that_look_like_none_of_ours_stay_in_their_word():

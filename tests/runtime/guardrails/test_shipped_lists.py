@@ -72,6 +72,20 @@ REFUSED = [
     ("p * o * r * n", "sexual", "porn"),
     ("p_o_r_n", "sexual", "porn"),
     ("c h i l d  p o r n", "child_abuse", "child porn"),
+    ("c h i l d p o r n", "child_abuse", "child porn"),
+    ("c.h.i.l.d p.o.r.n", "child_abuse", "child porn"),
+    ("c . h . i . l . d  .  p . o . r . n", "child_abuse", "child porn"),
+    ("h o w t o b e h e a d a m a n", "violence", "behead"),
+    ("h o w  t o  b e h e a d  a  m a n", "violence", "behead"),
+    ("H-0-W T-0 B-3-H-3-4-D 4 M-4-N", "violence", "behead"),
+    ("s u i c i d e p r e v e n t i o n o r s u i c i d e", "self_harm", "suicide"),
+    ("a k k k march", "abbreviations", "kkk"),
+    ("I.E.D. by the road", "abbreviations", "ied"),
+    # words put together
+    ("childporn", "child_abuse", "child porn"),
+    ("ChildPorn5", "child_abuse", "child porn"),
+    ("ethniccleansing", "hate", "ethnic cleansing"),
+    ("#rule34", "abbreviations", "rule 34"),
     ("he-roin", "drugs", "heroin"),
     # look-alikes and what can't be seen
     ("h\N{CYRILLIC SMALL LETTER IE}roin", "drugs", "heroin"),
@@ -172,6 +186,17 @@ HARMLESS = [
     "A, B, C, D and 1, 2, 3, 4",
     "s l o w motion, w-i-d-e shot",
     "t h e r a p i s t",
+    "a s k t h e t h e r a p i s t",
+    "A B C D",
+    "r o b o t a r m",
+    "r o b o t  a r m",
+    "r.o.b.o.t a.r.m",
+    "G P U",
+    "h e l l o w o r l d",
+    "s u i c i d e p r e v e n t i o n",
+    "t h e k i l l s w i t c h o f a n a i l g u n",
+    "g r a p e s a n d m e t h o d s",
+    "U.S.A., p. m., e. g. x, y, z",
     "J. R. R. Tolkien reads",
     # other languages
     "\u6a5f\u5668\u4eba\u5728\u5eda\u623f\u88e1",
@@ -196,6 +221,28 @@ def test_every_shipped_entry_is_found_with_the_name_of_its_list(shipped):
     for name in ("custom", "exact_match"):
         for file, entry in entries(name):
             assert shipped.find(f"x {entry} x")[0] == file.stem, entry
+
+
+@pytest.mark.parametrize(
+    ("letter_gap", "word_gap"), [(" ", " "), (".", " "), (" ", "  "), (" - ", "  -  "), ("", "")]
+)
+@pytest.mark.parametrize("around", ["{}", "a robot, {}: here"])
+def test_every_shipped_entry_is_found_with_its_letters_apart_or_its_words_together(
+    shipped, letter_gap, word_gap, around
+):
+    for name in ("custom", "exact_match"):
+        for file, entry in entries(name):
+            text = around.format(word_gap.join(map(letter_gap.join, split_words(fold(entry)))))
+            assert (shipped.find(text) or ("",))[0] == file.stem, text
+
+
+def test_every_shipped_entry_but_the_shortest_is_found_in_a_sentence_of_letters_apart(shipped):
+    for name in ("custom", "exact_match"):
+        for file, entry in entries(name):
+            letters = "".join(split_words(fold(entry)))
+            if len(letters) > 4:
+                text = " ".join(f"show{letters}now")
+                assert (shipped.find(text) or ("",))[0] == file.stem, text
 
 
 def test_no_shipped_entry_stands_in_two_places():
