@@ -34,17 +34,30 @@ _LLAMA_CATEGORIES = {
     "S13": "Elections",
     "S14": "Code Interpreter Abuse",
 }
-_UNNAMED = "unsafe"  # the category where a guard names none
+_QWEN_CATEGORIES = (
+    "Violent",
+    "Non-violent Illegal Acts",
+    "Sexual Content or Sexual Acts",
+    "PII",
+    "Suicide & Self-Harm",
+    "Unethical Acts",
+    "Politically Sensitive Topics",
+    "Copyright Violation",
+    "Jailbreak",
+)
+# The category where a guard names none of these; its own words would make labels of metrics without end.
+_UNNAMED = "unsafe"
 _QWEN_LABEL = re.compile(r"Safety: (Safe|Unsafe|Controversial)\b")
-_QWEN_CATEGORIES = re.compile(r"Categories: *(\S.{0,199})")
+_QWEN_NAMED = re.compile(r"Categories:(.*)")
 _QUOTED = re.compile(r" *\((['\"]).*\1\)", re.DOTALL)
 
 
 def read_llama_guard(answer: str) -> Answer | None:
     """What an answer such as "unsafe, new line, S1,S9" says; None where it can't be read."""
     if "unsafe" in answer.lower():
-        codes = re.findall(r"\bS\d+\b", answer)
-        return False, ", ".join(_LLAMA_CATEGORIES.get(c, c) for c in codes) or _UNNAMED
+        codes = set(re.findall(r"\bS\d+\b", answer))
+        named = [name for code, name in _LLAMA_CATEGORIES.items() if code in codes]
+        return False, ", ".join(named) or _UNNAMED
     return (True, "") if answer.strip().lower() == "safe" else None
 
 
@@ -55,8 +68,9 @@ def read_qwen3guard(answer: str) -> Answer | None:
     """
     labels = _QWEN_LABEL.findall(answer)
     if "Unsafe" in labels:
-        categories = _QWEN_CATEGORIES.search(answer)
-        return False, categories[1].strip() if categories else _UNNAMED
+        said = _QWEN_NAMED.search(answer)
+        named = [name for name in _QWEN_CATEGORIES if said and name in said[1]]
+        return False, ", ".join(named) or _UNNAMED
     return (True, "") if labels else None
 
 
