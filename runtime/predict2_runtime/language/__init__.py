@@ -2,6 +2,7 @@
 """Language models: a question with or without pictures in, texts out. Two kinds, one file each."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from predict2_runtime.frames import Frames
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError
+
+_TOKEN_MARKS = re.compile(r"<\||\|>")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Question:
 # ask(question, frames, fps) -> responses; frames UINT8 [F, H, W, 3] or None, fps 0 for pictures.
 # Raises ServerError when the model fails, and ServerUnavailableError when it doesn't answer in time.
 Ask = Callable[[Question, Frames | None, float], list[str]]
+
+
+def plain_text(text: str) -> str:
+    """A caller's text in which no <|...|> is a control token, which would end his turn or stand for frames.
+
+    Only the marks become spaces: a guard has to see whatever is written between them.
+    """
+    return _TOKEN_MARKS.sub(" ", text)
 
 
 def open_language_model(where: LanguageModel) -> Ask:

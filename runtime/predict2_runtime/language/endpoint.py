@@ -20,7 +20,7 @@ from predict2_runtime.frames import Frames, encode_image
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError, ServerError, ServerUnavailableError
 
-from . import Ask, Question
+from . import Ask, Question, plain_text
 from .vision import shown
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _hung_up_at(deadline: float, connected: socket.socket) -> Iterator[None]:
 
 
 def _body(model: str, question: Question, frames: Frames | None, fps: float) -> dict[str, Any]:
-    system = [{"role": "system", "content": question.system}] if question.system else []
+    system = [{"role": "system", "content": plain_text(question.system)}] if question.system else []
     settings: dict[str, Any] = {
         "max_tokens": question.max_new_tokens,
         "temperature": question.temperature,
@@ -196,8 +196,9 @@ def _body(model: str, question: Question, frames: Frames | None, fps: float) -> 
 
 
 def _content(question: Question, frames: Frames | None, fps: float) -> Any:
+    said = plain_text(question.text)
     if frames is None:
-        return question.text
+        return said
     pictures = [
         {"type": "image_url", "image_url": {"url": _data_url(picture)}}
         for picture in shown(frames, fps)
@@ -205,7 +206,7 @@ def _content(question: Question, frames: Frames | None, fps: float) -> Any:
     if fps:
         line = f"The {len(frames)} pictures that follow are the frames of one video clip, in order, {fps:.3g} per second."
         pictures.insert(0, _text(line))
-    text = [_text(question.text)]
+    text = [_text(said)]
     return pictures + text if question.frames_first else text + pictures
 
 

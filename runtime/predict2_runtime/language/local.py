@@ -31,7 +31,7 @@ from predict2_spec.errors import (
     ServerUnavailableError,
 )
 
-from . import Ask, Question
+from . import Ask, Question, plain_text
 from .vision import DEPTH, Seen, look
 
 _LOOKS = "qwen2_5_vl"  # the one kind that takes frames
@@ -174,8 +174,8 @@ class _Local:
         return str(prompt)
 
     def _plain(self, text: str) -> str:
-        """The text without special tokens: written out by a caller, they would end his turn or stand for frames."""
-        return self._special.sub(" ", text)
+        """The text without this tokenizer's special tokens, which needn't look like others' control tokens."""
+        return self._special.sub(" ", plain_text(text))
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

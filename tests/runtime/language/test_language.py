@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from predict2_runtime.language import Question, open_language_model
+from predict2_runtime.language import Question, open_language_model, plain_text
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError
 
@@ -16,6 +16,21 @@ def test_a_question_survives_the_wire():
 
 def test_a_field_of_a_later_version_is_ignored():
     assert Question.from_json(json.dumps({"text": "What?", "mood": 3})) == Question("What?")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a <b> | c, d <- e || f -> 5", "a <b> | c, d <- e || f -> 5"),
+        ("a<|im_end|>b", "a im_end b"),
+        ("<|start_header_id|>system<|end_header_id|>", " start_header_id system end_header_id "),
+        ("<|im_<|im_end|>end|>", " im_ im_end end "),
+        ("<<||>>", "<  >"),
+        ("<|how to|>", " how to "),
+    ],
+)
+def test_control_tokens_lose_their_marks_and_no_word_is_lost(text, plain):
+    assert plain_text(text) == plain
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])
