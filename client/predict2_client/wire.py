@@ -213,7 +213,7 @@ def failure_error(failure: Failure, url: str) -> Predict2Error:
 def _read_verdict(values: Mapping[str, Any]) -> Verdict | None:
     try:
         return Verdict.from_json(json.dumps(values))
-    except TypeError:  # of another version; the message says enough
+    except (TypeError, ValueError, AttributeError):  # of another version; the message says enough
         return None
 
 

@@ -253,6 +253,8 @@ def test_message_that_only_mentions_a_refusal_is_none():
         (dataclasses.asdict(VERDICT), VERDICT),
         ({**dataclasses.asdict(VERDICT), "new": 1}, VERDICT),
         ({"of": "another version"}, None),
+        ("words", None),
+        (["words"], None),
         (None, None),
     ],
 )
