@@ -15,7 +15,7 @@ from predict2_spec.video import ASPECT_RATIOS, CONDITIONAL_FRAMES
 from .settings import setting_defaults, setting_names
 
 BEST_OF_N = "best-of-n"
-SAMPLE_PROMPT = "a green square moves right on a white background"
+SAMPLE_PROMPT = "a green circle moves right on a white background"
 
 _BUILD = "choose the checkpoint when building engines with predict2-export"
 _PLACE = (
@@ -86,9 +86,9 @@ def parse(argv: Sequence[str], default_url: str) -> argparse.Namespace:
     parser = _parser(default_url)
     args = parser.parse_args(_with_underscores(argv))
     if args.command == "video2world" and not (args.input_path or args.batch_input_json):
-        parser.error("video2world needs --input_path: the picture or clip to go on from")
+        args.refuse("video2world needs --input_path: the picture or clip to go on from")
     if args.command == BEST_OF_N and not (args.input_path or args.skip_generation):
-        parser.error(
+        args.refuse(
             f"{BEST_OF_N} needs --input_path: the picture or clip to go on from; or --skip_generation"
         )
     return args
@@ -140,7 +140,8 @@ def _parser(default_url: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, aliases=aliases, help=about, description=f"{about}.", allow_abbrev=False
         )
-        command.set_defaults(command=name)  # whichever of its names was used
+        # Its name, whichever was used; and its own error, which points to its own help.
+        command.set_defaults(command=name, refuse=command.error)
         return command
 
     for task in TASKS:
@@ -216,7 +217,7 @@ def _add_best_of_n_flags(parser: argparse.ArgumentParser) -> None:
         "--num_critic_trials",
         type=_trials,
         default=NUM_TRIALS,
-        help="opinions on each (%(default)s)",
+        help=f"how many times the critic is asked about each clip, at most {MAX_TRIALS} (%(default)s)",
     )
     best.add_argument(
         "--parallel", type=_count, default=2, help="clips in the making at a time (%(default)s)"
@@ -227,7 +228,9 @@ def _add_best_of_n_flags(parser: argparse.ArgumentParser) -> None:
         help="put before the prompt, such as the sentence a gr00t checkpoint was trained with",
     )
     best.add_argument(
-        "--skip_generation", action="store_true", help="judge the *.mp4 that lie in --save_path"
+        "--skip_generation",
+        action="store_true",
+        help="judge the *.mp4 that lie in --save_path and make none; --input_path is ignored",
     )
     files = parser.add_argument_group("files")
     files.add_argument("--input_path", help=_INPUT_HELP)
@@ -238,7 +241,9 @@ def _add_best_of_n_flags(parser: argparse.ArgumentParser) -> None:
         help="a folder for the clips, what the critic says of each, and index.html (%(default)s)",
     )
     files.add_argument(
-        "--resume", action="store_true", help="keep equal clips, and as many opinions on them"
+        "--resume",
+        action="store_true",
+        help="keep clips an equal request made, and judgements of as many trials",
     )
 
 

@@ -137,6 +137,14 @@ def test_best_of_n_takes_video2worlds_settings_by_both_of_its_names(name):
     assert settings.keys() == flags.settings(parse("video2world", *INPUT)).keys()
 
 
+@pytest.mark.parametrize("name", ["best-of-n", "best_of_n", "video2world"])
+def test_missing_input_points_to_the_commands_own_help(name, capsys):
+    with pytest.raises(SystemExit):
+        parse(name)
+    command = name.replace("_", "-")
+    assert capsys.readouterr().err.endswith(f"(see predict2 {command} --help)\n")
+
+
 def test_clips_that_are_already_there_need_no_input():
     assert parse("best-of-n", "--skip_generation").input_path is None
 
