@@ -3,6 +3,7 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,7 +13,12 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 from predict2_spec import critic
-from predict2_spec.errors import InvalidRequestError, Predict2Error, in_words
+from predict2_spec.errors import (
+    InvalidRequestError,
+    Predict2Error,
+    ServerUnavailableError,
+    in_words,
+)
 from predict2_spec.requests import Request
 from predict2_spec.results import Event
 
@@ -24,7 +30,7 @@ from .settings import make_request
 from .wire import Judgement
 
 RANKING = "ranking.json"
-_INTERRUPTED = "interrupted"
+INTERRUPTED, NOT_RUN = "interrupted", "not run"  # errors of clips that did not fail themselves
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,16 @@ def present(folder: Path) -> list[Candidate]:
             f"folder {folder} holds no *.mp4 to judge; name another --save_path, "
             "or leave out --skip_generation"
         )
-    return [Candidate(path, _seed_in(path.stem)) for path in paths]
+    return [Candidate(path, _seed_of(path)) for path in paths]
 
 
-def _seed_in(stem: str) -> int:
-    found = re.search(r"_seed([0-9]+)\Z", stem)
-    return int(found[1]) if found and int(found[1]) < 2**32 else NO_SEED
+def _seed_of(path: Path) -> int:
+    """The seed a clip was made with, as its side file says, or else its name."""
+    seed = _side_record(path).get("seed")
+    if type(seed) is not int:
+        found = re.search(r"_seed([0-9]+)\Z", path.stem)
+        seed = int(found[1]) if found else NO_SEED
+    return seed if 0 <= seed < 2**32 else NO_SEED
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,8 @@ class Work:
             clip = replace(clip, score=judgement.score, responses=judgement.responses)
             return replace(clip, page=_write_judgement(clip, data))
         except (Predict2Error, OSError) as error:
-            return replace(clip, error=in_words(error))
+            unavailable = isinstance(error, ServerUnavailableError)
+            return replace(clip, error=in_words(error), unavailable=unavailable)
 
     def _make(self, client: Client, path: Path, request: Request, on_event: OnEvent | None) -> None:
         if self.resume and outputs.is_recorded(path, request):
@@ -179,6 +190,8 @@ def judge_all(
 ) -> tuple[list[Clip], bool]:
     """Work on all candidates, one a client at a time; best first, and whether Ctrl-C ended it early.
 
+    Once the server was unavailable to one, no other is begun.
+
     Args:
         candidates: in the order they are begun.
         work: makes and judges one.
@@ -189,10 +202,17 @@ def judge_all(
     for client in clients:
         free.put(client)
 
+    unavailable = threading.Event()
+
     def one(candidate: Candidate) -> Clip:
         client = free.get()
         try:
-            return work(client, candidate)
+            if unavailable.is_set():
+                return _unjudged(candidate, NOT_RUN)
+            clip = work(client, candidate)
+            if clip.unavailable:
+                unavailable.set()
+            return clip
         finally:
             free.put(client)
 
@@ -217,11 +237,15 @@ def judge_all(
 
 def _interrupted(future: Future[Clip], candidate: Candidate) -> Clip:
     """A clip that nobody waited for any more; it may have been finished nevertheless."""
-    clip = Clip(path=candidate.path, seed=candidate.seed, score=0.0, responses=())
+    clip = _unjudged(candidate, INTERRUPTED)
     # A closed connection shows in many ways; none is the clip's own failure.
     if not future.cancelled() and future.exception() is None:
         clip = future.result()
-    return clip if clip.page else replace(clip, error=_INTERRUPTED)
+    return clip if clip.page else replace(clip, error=INTERRUPTED)
+
+
+def _unjudged(candidate: Candidate, reason: str) -> Clip:
+    return Clip(path=candidate.path, seed=candidate.seed, score=0.0, responses=(), error=reason)
 
 
 def write_report(folder: Path, clips: Sequence[Clip]) -> None:

@@ -10,6 +10,7 @@ from predict2_spec.errors import Predict2Error, in_words
 from . import commands
 from .client import DEFAULT_URL
 from .flags import parse
+from .terminal import printable
 
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
@@ -20,13 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv[1:] if argv is None else argv, os.environ.get("PREDICT2_URL") or DEFAULT_URL
     )
     try:
-        return commands.run(args, print)
+        return commands.run(args, _say)
     except KeyboardInterrupt:
         print("predict2: cancelled", file=sys.stderr)
         return INTERRUPTED
     except (Predict2Error, OSError) as error:
-        print("predict2:", " ".join(in_words(error).split()), file=sys.stderr)
+        print("predict2:", printable(" ".join(in_words(error).split())), file=sys.stderr)
         return 1
+
+
+def _say(line: str) -> None:
+    # A program that reads it needs a file's name as it is.
+    print(printable(line) if sys.stdout.isatty() else line)
 
 
 if __name__ == "__main__":

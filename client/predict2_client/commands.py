@@ -3,17 +3,18 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from predict2_spec.errors import InvalidRequestError, ServerError
+from predict2_spec.guardrails import BLOCKED_PREFIX
 from predict2_spec.presets import Task
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
 
 from . import batch, best_of_n, flags, media, outputs, progress, report
 from .client import Client
 from .settings import make_request
+from .terminal import note, printable
 from .wire import Result
 
 Say = Callable[[str], None]
@@ -66,15 +67,19 @@ def run_best_of_n(args: argparse.Namespace, say: Say) -> int:
         def tell(clip: report.Clip) -> None:
             if clip.error or not args.quiet:
                 result = clip.error or f"score {clip.score:.2f}"
-                sys.stderr.write(f"{clip.path.name}: {result}\n")
+                note(f"{clip.path.name}: {result}")
 
         clips, interrupted = best_of_n.judge_all(candidates, work, clients, tell)
+    if not any(clip.made for clip in clips):  # the report of an earlier run is worth more
+        if interrupted:
+            raise KeyboardInterrupt
+        raise ServerError(f"no clip came about; the first failed because: {clips[0].error}")
     best_of_n.write_report(folder, clips)
     if not args.quiet:
         _print_ranking(clips)
         say(str(folder / report.OVERVIEW))
-    if not interrupted and not any(clip.made for clip in clips):
-        raise ServerError(f"no clip came about; the first failed because: {clips[0].error}")
+    if not interrupted and any(clip.unavailable for clip in clips):
+        note("the server can't go on now; once it can, the same command with --resume continues")
     return best_of_n.exit_code(clips, interrupted)
 
 
@@ -143,7 +148,7 @@ def _run_batch(args: argparse.Namespace) -> int:
             return _generate(client, args, label, request)
 
         def wait() -> None:
-            sys.stderr.write(f"waiting {_BATCH_READY_TIMEOUT_S:g} s at most for {args.url}\n")
+            note(f"waiting {_BATCH_READY_TIMEOUT_S:g} s at most for {args.url}")
             client.wait_until_ready(_BATCH_READY_TIMEOUT_S)
 
         runs = batch.run_batch(items, task, generate, wait_until_ready=wait, resume=args.resume)
@@ -160,7 +165,7 @@ def _tell(outcome: batch.Outcome, count: int, quiet: bool) -> None:
         return
     reason = f": {outcome.message}" if outcome.message else ""
     item = outcome.item
-    sys.stderr.write(f"[{item.index + 1}/{count}] {item.output} {outcome.status}{reason}\n")
+    note(f"[{item.index + 1}/{count}] {item.output} {outcome.status}{reason}")
 
 
 def _print_summary(found: Sequence[batch.Outcome]) -> None:
@@ -174,8 +179,8 @@ def _print_summary(found: Sequence[batch.Outcome]) -> None:
 
 def _print_ranking(clips: Sequence[report.Clip]) -> None:
     def row(rank: int, clip: report.Clip) -> list[str]:
-        if clip.error:  # a column for the reasons would leave the others no room
-            return ["", clip.seed_text, f"{clip.path.name}\n{clip.error}", "failed", "", "", ""]
+        if clip.error:  # stderr has the reason
+            return ["", clip.seed_text, clip.path.name, _why_unranked(clip), "", "", ""]
         counts = report.counted(clip.responses)
         numbers = (counts.no_anomaly, counts.anomaly, counts.unreadable)
         first = [str(rank), clip.seed_text, clip.path.name, f"{clip.score:.2f}"]
@@ -183,6 +188,12 @@ def _print_ranking(clips: Sequence[report.Clip]) -> None:
 
     heads = ["rank", "seed", "file", "score", "no anomaly", "anomaly", "unreadable"]
     _print_table(heads, [row(rank, clip) for rank, clip in enumerate(clips, start=1)])
+
+
+def _why_unranked(clip: report.Clip) -> str:
+    if clip.error in (best_of_n.INTERRUPTED, best_of_n.NOT_RUN):
+        return clip.error
+    return "blocked" if clip.error.startswith(BLOCKED_PREFIX) else "failed"
 
 
 def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -193,5 +204,5 @@ def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*heads)
     for row in rows:
         # Text, because a prompt or path in square brackets is not rich's markup.
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
     Console().print(table)

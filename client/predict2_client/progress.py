@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from predict2_spec.results import Event
 
 from .client import OnEvent
+from .terminal import note, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -56,14 +57,14 @@ def _bars() -> "Progress":
 
 @contextlib.contextmanager
 def _bar(bars: "Progress", label: str) -> Iterator[OnEvent]:
-    task = bars.add_task(f"{label}: waiting", total=None)
+    task = bars.add_task(printable(f"{label}: waiting"), total=None)
     stage = ""
 
     def on_event(event: Event) -> None:
         nonlocal stage
         if event.stage != stage:  # the time left is estimated from the steps of this stage alone
             stage = event.stage
-            bars.reset(task, description=f"{label}: {stage}", total=event.of)
+            bars.reset(task, description=printable(f"{label}: {stage}"), total=event.of)
         bars.update(task, completed=event.step)
 
     try:
@@ -84,9 +85,4 @@ class _Lines:
         if event.step < event.of and event.seconds - self._last_s < _LINE_EVERY_S:
             return
         self._last_s = event.seconds
-        # Nobody reading stderr any more is no reason to give up the result.
-        with contextlib.suppress(OSError):
-            sys.stderr.write(
-                f"{self._label}: {event.stage} {event.step}/{event.of}, {event.seconds:.1f} s\n"
-            )
-            sys.stderr.flush()
+        note(f"{self._label}: {event.stage} {event.step}/{event.of}, {event.seconds:.1f} s")

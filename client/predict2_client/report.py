@@ -57,6 +57,7 @@ class Clip(critic.Judged):
 
     path: Path
     made: bool = False  # the file is there, and is what was asked for
+    unavailable: bool = False  # the server was gone or has no critic: the others need not try
     page: str = ""  # the name of the file beside it that shows the judgement
     record: Mapping[str, Any] = field(default_factory=dict)  # how it came about: its side file
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`predict2 best-of-n` from the command line to the files, against a server that speaks Triton's protocol."""
 
+import io
 import json
 import signal
 import subprocess
@@ -226,6 +227,52 @@ def test_seed_of_a_clip_is_read_from_its_name(tmp_path, stem, seed):
     assert [candidate.seed for candidate in best_of_n.present(tmp_path)] == [seed]
 
 
+@pytest.mark.parametrize(
+    ("record", "seed"),
+    [
+        ('{"seed": 7}', 7),
+        ('{"seed": true}', 5),
+        ('{"seed": "7"}', 5),
+        ('{"seed": -2}', report.NO_SEED),
+        ("{}", 5),
+        ('["seed"]', 5),
+        ("no JSON", 5),
+    ],
+)
+def test_seed_in_the_side_file_comes_before_that_in_the_name(tmp_path, record, seed):
+    (tmp_path / "in_seed5.mp4").touch()
+    (tmp_path / "in_seed5.json").write_text(record)
+    assert [candidate.seed for candidate in best_of_n.present(tmp_path)] == [seed]
+
+
+def test_closed_stderr_does_not_end_the_run(server, run, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert run()[0] == 0
+    assert [row["error"] for row in ranking()] == ["", ""]
+
+
+def test_escape_codes_of_the_server_and_of_names_do_not_reach_the_terminal(run, server, respond):
+    Path("\x1b[2J.png").write_bytes(b"png")
+    make = server.stream
+
+    def stream(request, context):
+        if values(request)["seed"] == 1:
+            yield respond.failure("INTERNAL", "\x1b]0;mine\x07")
+        yield respond.event("\x9b2J", step=2, of=2)
+        yield from make(request, context)
+
+    server.stream = stream
+    _, out, err = run("--input_path", "\x1b[2J.png")
+    assert "?[2J_seed1.mp4: ?]0;mine?\n" in err
+    assert "?[2J_seed0.mp4: ?2J 2/2" in err
+    table = out.removesuffix("out/index.html\n")
+    assert (table.count("?[2J"), set(table + err) & set("\x1b\x07\x9b")) == (2, set())
+
+
 def test_refused_generation_does_not_stop_the_others(run, server, respond):
     first = server.stream
 
@@ -243,7 +290,8 @@ def test_refused_generation_does_not_stop_the_others(run, server, respond):
         (1, "blocked: guardrail x refuses it"),
     ]
     assert "in_seed1.mp4: blocked: guardrail x refuses it" in err
-    assert "failed" in out
+    row = next(line for line in out.splitlines() if "in_seed1.mp4" in line)
+    assert ("blocked" in row, "failed" in out, "guardrail" in out) == (True, False, False)
     assert "blocked: guardrail x refuses it" in Path("out/index.html").read_text()
     assert not Path("out/in_seed1.mp4").exists()
 
@@ -266,27 +314,57 @@ def test_server_without_a_critic_is_told_in_its_own_words_and_the_clips_stay(run
     assert code == 1
     reason = f"the server at {server.url} can't do this: no reasoner here; ask for one"
     assert f"in_seed0.mp4: {reason}" in err
+    assert err.endswith("the same command with --resume continues\n")
     assert {"in_seed0.mp4", "in_seed1.mp4"} < set(files())
+
+
+def test_server_without_a_critic_is_asked_for_no_further_clips(run, server):
+    judge = server.critic
+    server.critic = abort(grpc.StatusCode.UNAVAILABLE, "no reasoner here")
+    argv = ["--num_generations", "4", "--parallel", "1"]
+    code, out, err = run(*argv)
+    assert (code, len(asked(server, "generate")), len(asked(server, "critic"))) == (1, 1, 1)
+    assert [row["error"] for row in ranking()][1:] == ["not run"] * 3
+    assert (out.count("failed"), out.count("not run")) == (1, 3)
+    assert "in_seed3.mp4: not run" in err
+    server.critic = judge
+    assert run(*argv, "--resume")[0] == 0
+    assert [request["seed"] for request in asked(server, "generate")] == [0, 1, 2, 3]
 
 
 def test_no_clip_at_all_is_an_error_of_its_own(run, server, respond):
     failure = respond.failure("INTERNAL", "out of memory")
     server.stream = lambda request, context: iter((failure,))
     code, out, err = run("--num_generations", "3")
-    assert code == 1
+    assert (code, out, files()) == (1, "", [])
+    assert err.count("in_seed") == 3
     assert err.splitlines()[-1] == (
         "predict2: no clip came about; the first failed because: out of memory"
     )
-    assert out.count("failed") == 3
-    assert files() == ["index.html", "ranking.json"]
+
+
+def test_run_without_any_clip_keeps_the_report_of_an_earlier_one(run, server, respond):
+    run()
+    before = {name: Path("out", name).read_bytes() for name in files()}
+    server.stream = lambda request, context: iter((respond.failure("INTERNAL", "no"),))
+    assert run("--num_steps", "3")[0] == 1
+    assert {name: Path("out", name).read_bytes() for name in files()} == before
 
 
 def test_old_clip_under_the_name_of_a_failed_one_is_not_shown_as_its_result(run, server, respond):
     run("--num_generations", "1")
-    server.stream = lambda request, context: iter((respond.failure("INTERNAL", "no"),))
-    run("--num_generations", "1", "--num_steps", "3")
+    make = server.stream
+
+    def stream(request, context):
+        if values(request)["seed"] == 0:
+            return iter((respond.failure("INTERNAL", "no"),))
+        return make(request, context)
+
+    server.stream = stream
+    run("--num_steps", "3")
     assert Path("out/in_seed0.mp4").exists()
-    assert "<video" not in Path("out/index.html").read_text()
+    page = Path("out/index.html").read_text()
+    assert (page.count("<video"), 'src="in_seed1.mp4"' in page) == (1, True)
 
 
 def test_quiet_prints_failures_alone(run, server, respond):
@@ -385,6 +463,19 @@ def test_ctrl_c_cancels_on_the_server_and_leaves_what_is_done(run, server, durin
     assert Path("out/in_seed1.mp4").exists() == (during == "judgement")
     assert not Path("out/in_seed2.mp4").exists()
     assert "interrupted" in out
+
+
+def test_ctrl_c_before_any_clip_keeps_the_report_of_an_earlier_run(run, monkeypatch):
+    run()
+    before = Path("out/index.html").read_bytes()
+
+    def nothing(candidates, work, clients, tell):
+        clips = [report.Clip(path=c.path, seed=c.seed, score=0.0, responses=()) for c in candidates]
+        return clips, True
+
+    monkeypatch.setattr(best_of_n, "judge_all", nothing)
+    assert run() == (130, "", "predict2: cancelled\n")
+    assert Path("out/index.html").read_bytes() == before
 
 
 def test_input_with_an_odd_name_gives_its_name_to_the_clips(run, server):

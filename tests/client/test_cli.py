@@ -112,6 +112,18 @@ def test_refusal_of_the_server_is_one_line_and_no_file(run, server, tmp_path):
     assert list((tmp_path / "output").iterdir()) == []
 
 
+def test_escape_codes_in_a_refusal_do_not_reach_the_terminal(run, server, respond):
+    failure = respond.failure("INTERNAL", "out of \x1b[31mmemory\x07")
+    server.stream = lambda request, context: iter((failure,))
+    assert run("text2image")[2] == "predict2: out of ?[31mmemory?\n"
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "?[2J.png\n"), (False, "\x1b[2J.png\n")])
+def test_only_a_terminal_is_spared_the_escape_codes_of_an_answer(run, monkeypatch, terminal, shown):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert run("text2image", "--save_path", "\x1b[2J.png")[1] == shown
+
+
 def test_server_that_is_not_there_is_named(run, server):
     server.stop()
     code, _, err = run("text2image")

@@ -63,6 +63,13 @@ def test_terminal_gets_a_bar_with_stage_and_step(monkeypatch):
     assert re.search(r"\[a\]\.mp4: denoise_video .* 3/36 0:00:0\d left: ", seen[0])
 
 
+def test_escape_codes_in_a_label_or_stage_do_not_reach_the_terminal(monkeypatch):
+    with terminal(monkeypatch) as seen, progress.shown("a\x1b]0;b", quiet=False) as on_event:
+        on_event(Event("c\x9bd", 3, 36, 1.0))
+    assert "a?]0;b: waiting" in seen[0]
+    assert "a?]0;b: c?d" in seen[0]
+
+
 def test_requests_at_the_same_time_have_a_bar_each(monkeypatch):
     with (
         terminal(monkeypatch) as seen,
