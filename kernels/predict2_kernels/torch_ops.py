@@ -5,6 +5,7 @@ Elsewhere than on CUDA an operator is its reference, so a program that calls it 
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,8 +48,29 @@ def _contiguous(*tensors: Tensor) -> None:
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous")
 
 
-def _stream(tensor: Tensor) -> int:
-    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
+def _device(*tensors: Tensor) -> torch.device:
+    """The device that all tensors share.
+
+    Raises:
+        ValueError: they don't share one.
+    """
+    found = tensors[0].device
+    if any(t.device != found for t in tensors):
+        devices = ", ".join(str(t.device) for t in tensors)
+        raise ValueError(f"the tensors must all be on one device, not on {devices}")
+    return found
+
+
+def _launch(name: str, tensors: Sequence[Tensor], *arguments: float | None) -> None:
+    """Call a launcher on the device of its inputs, which needn't be the current one.
+
+    Raises:
+        ValueError: the inputs are on several devices.
+        KernelError: there are no compiled kernels, or the launcher refused.
+    """
+    with torch.cuda.device(_device(*tensors)):
+        stream = torch.cuda.current_stream().cuda_stream
+        check(getattr(_library(), name)(*arguments, stream))
 
 
 def _frames(x: Tensor, modulation: Tensor, parts: int) -> tuple[int, int, int, int]:
@@ -61,7 +83,8 @@ def _frames(x: Tensor, modulation: Tensor, parts: int) -> tuple[int, int, int, i
     frames = modulation.numel() // max(modulation.shape[-1], 1)
     rows = x.numel() // max(width, 1)
     given = modulation.shape[-1] // max(width, 1)
-    if given < parts or given * width != modulation.shape[-1] or rows % max(frames, 1):
+    left = rows % frames if frames else rows
+    if given < parts or given * width != modulation.shape[-1] or left:
         raise ValueError(
             f"a modulation of shape {tuple(modulation.shape)} doesn't fit {tuple(x.shape)}: "
             f"it needs {parts} parts of {width} and frames that divide {rows} rows"
@@ -84,9 +107,59 @@ def _gated(x: Tensor, y: Tensor, modulation: Tensor) -> tuple[int, int, int, int
     return sizes
 
 
+def _gated_twice(
+    x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
+) -> tuple[int, int, int, int]:
+    """`_frames` of the next modulation, where the first fits too.
+
+    Raises:
+        ValueError: one doesn't fit, or they are of different frames.
+    """
+    sizes, (frames, *_) = _frames(x, next_modulation, 2), _gated(x, y, modulation)
+    if frames != sizes[0]:
+        raise ValueError(f"the two modulations differ in frames: {frames} and {sizes[0]}")
+    return sizes
+
+
+def _head_dim(q: Tensor, k: Tensor, weights: Sequence[Tensor], tables: Sequence[Tensor]) -> int:
+    """Channels of one head of q and k [B, tokens, heads * E]: E.
+
+    Raises:
+        ValueError: the shapes don't fit, or the tables are not float32.
+    """
+    if q.ndim != 3 or k.ndim != 3 or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} must be [batch, tokens, channels], alike "
+            "in batch and channels"
+        )
+    lengths = [tuple(t.shape) for t in weights]
+    head_dim = weights[0].numel() if weights else 0
+    if lengths != [(head_dim,)] * 2 or head_dim == 0 or q.shape[2] % head_dim:
+        raise ValueError(
+            f"weights {lengths} don't fit: two of one head's channels are needed, which divide "
+            f"{q.shape[2]}"
+        )
+    found = [(tuple(t.shape), t.dtype) for t in tables]
+    if len(tables) not in (0, 3) or any(
+        t.ndim != 3 or t.shape[0] != 2 or t.dtype != torch.float32 for t in tables
+    ):
+        raise ValueError(
+            f"rotary tables must be none or three of [2, positions, channels] in float32, not {found}"
+        )
+    positions = math.prod(t.shape[1] for t in tables)
+    turned = 2 * sum(t.shape[2] for t in tables)
+    if tables and (positions != q.shape[1] or positions != k.shape[1] or turned != head_dim):
+        raise ValueError(
+            f"rotary tables {found} turn {positions} tokens and {turned} channels, not those of "
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} with heads of {head_dim}"
+        )
+    return head_dim
+
+
 @torch.library.custom_op("predict2::adaln_modulate", mutates_args=())
 def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.adaln_modulate`."""
+    _frames(x, modulation, 2)
     return reference.adaln_modulate(x, modulation)
 
 
@@ -95,18 +168,20 @@ def _(x: Tensor, modulation: Tensor) -> Tensor:
     dtype, sizes = _dtype(x, modulation), _frames(x, modulation, 2)
     out = torch.empty_like(x)
     pointers = (x.data_ptr(), modulation.data_ptr(), out.data_ptr())
-    check(_library().predict2_adaln_modulate(dtype, *pointers, *sizes, _stream(x)))
+    _launch("predict2_adaln_modulate", (x, modulation), dtype, *pointers, *sizes)
     return out
 
 
 @adaln_modulate.register_fake
 def _(x: Tensor, modulation: Tensor) -> Tensor:
+    _frames(x, modulation, 2)
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("predict2::gated_residual", mutates_args=())
 def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.gated_residual`."""
+    _gated(x, y, modulation)
     return reference.gated_residual(x, y, modulation)
 
 
@@ -116,12 +191,13 @@ def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     out = torch.empty_like(x)
     pointers = (x.data_ptr(), y.data_ptr(), modulation.data_ptr(), out.data_ptr())
     sizes = (frames, tokens, width)
-    check(_library().predict2_gated_residual(dtype, *pointers, *sizes, _stream(x)))
+    _launch("predict2_gated_residual", (x, y, modulation), dtype, *pointers, *sizes)
     return out
 
 
 @gated_residual.register_fake
 def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+    _gated(x, y, modulation)
     return torch.empty_like(x)
 
 
@@ -130,23 +206,23 @@ def gated_residual_modulate(
     x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `reference.gated_residual_modulate`."""
+    _gated_twice(x, y, modulation, next_modulation)
     return reference.gated_residual_modulate(x, y, modulation, next_modulation)
 
 
 @gated_residual_modulate.register_kernel("cuda")
 def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tuple[Tensor, Tensor]:
     tensors = (x, y, modulation, next_modulation)
-    dtype, sizes = _dtype(*tensors), _frames(x, next_modulation, 2)
-    if _gated(x, y, modulation)[0] != sizes[0]:
-        raise ValueError("the two modulations differ in frames")
+    dtype, sizes = _dtype(*tensors), _gated_twice(*tensors)
     total, out = torch.empty_like(x), torch.empty_like(x)
     pointers = [t.data_ptr() for t in (*tensors, total, out)]
-    check(_library().predict2_gated_residual_modulate(dtype, *pointers, *sizes, _stream(x)))
+    _launch("predict2_gated_residual_modulate", tensors, dtype, *pointers, *sizes)
     return total, out
 
 
 @gated_residual_modulate.register_fake
 def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tuple[Tensor, Tensor]:
+    _gated_twice(x, y, modulation, next_modulation)
     return torch.empty_like(x), torch.empty_like(x)
 
 
@@ -165,6 +241,7 @@ def qk_norm_rope(
     `tables` the three of `reference.Rotary`, or none. The outputs are [B, heads, N, E] where
     `heads_first`, else [B, N, heads, E].
     """
+    _head_dim(q, k, weights, tables)
     rotary = reference.Rotary(*tables) if tables else None
     outputs = (
         reference.qk_norm_rope(q, weights[0], rotary, q_scale),
@@ -184,27 +261,24 @@ def _(
     q_scale: float = 1.0,
     heads_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    head_dim = _head_dim(q, k, weights, tables)
     dtype = _dtype(*weights)
-    head_dim = len(weights[0])
-    if any(t.dtype != weights[0].dtype or t.shape[-1] != q.shape[-1] for t in (q, k)):
-        raise ValueError("q, k and the weights must be of one dtype, q and k of one width")
-    if any(t.dtype != torch.float32 for t in tables):
-        raise ValueError("rotary tables must be float32")
+    if any(t.dtype != weights[0].dtype for t in (q, k)):
+        raise ValueError("q, k and the weights must be of one dtype")
     _contiguous(*tables)
     out = _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
     of_tables: Sequence[int | None] = [t.data_ptr() for t in tables] or [None] * 3
     positions = [t.shape[1] for t in tables] or [0] * 3
     channels = [t.shape[2] for t in tables] or [0] * 3
-    check(
-        _library().predict2_qk_norm_rope(
-            *(dtype, q.data_ptr(), k.data_ptr(), None),
-            *(t.data_ptr() for t in weights),
-            *of_tables,
-            *(t.data_ptr() for t in out),
-            *(None, q.shape[0], q.shape[1], k.shape[1], q.shape[-1] // head_dim, head_dim),
-            *(_row_stride(q), _row_stride(k), *positions, *channels, q_scale, heads_first),
-            _stream(q),
-        )
+    _launch(
+        "predict2_qk_norm_rope",
+        (q, k, *weights, *tables),
+        *(dtype, q.data_ptr(), k.data_ptr(), None),
+        *(t.data_ptr() for t in weights),
+        *of_tables,
+        *(t.data_ptr() for t in out),
+        *(None, q.shape[0], q.shape[1], k.shape[1], q.shape[-1] // head_dim, head_dim),
+        *(_row_stride(q), _row_stride(k), *positions, *channels, q_scale, heads_first),
     )
     return out
 
@@ -218,7 +292,7 @@ def _(
     q_scale: float = 1.0,
     heads_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    head_dim = weights[0].shape[0]
+    head_dim = _head_dim(q, k, weights, tables)
     return _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
 
 

@@ -80,6 +80,7 @@ def test_an_empty_problem_launches_nothing(launchers, sizes):
         (torch.empty(4, 8), torch.empty(3, 24), "doesn't fit"),
         (torch.empty(4, 8), torch.empty(2, 8), "doesn't fit"),
         (torch.empty(4, 8), torch.empty(2, 20), "doesn't fit"),
+        (torch.empty(4, 8), torch.empty(0, 24), "doesn't fit"),  # no frame for the rows
     ],
 )
 def test_operator_refuses_tensors_that_the_kernel_does_not_take(x, modulation, message):

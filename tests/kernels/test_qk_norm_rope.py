@@ -72,6 +72,61 @@ def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shapes():
         assert (q.shape, k.shape, q.dtype) == ((2, 2, 30, 32), (2, 2, 7, 32), torch.bfloat16)
 
 
+def operands(**changes):
+    """Of a good call of the operator for two heads of 32 and a grid of 3 x 2 x 5."""
+    weights = [torch.ones(32), torch.ones(32)]
+    values = {"q": torch.ones(2, 30, 64), "k": torch.ones(2, 30, 64), "weights": weights}
+    return values | {"tables": tables(32, (3, 2, 5))} | changes
+
+
+@pytest.mark.parametrize("fake", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.ones(30, 64)}, "alike in batch and channels"),
+        ({"k": torch.ones(1, 30, 64)}, "alike in batch and channels"),
+        ({"k": torch.ones(2, 30, 32)}, "alike in batch and channels"),
+        ({"weights": []}, "two of one head's channels"),
+        ({"weights": [torch.ones(32)]}, "two of one head's channels"),
+        ({"weights": [torch.ones(32), torch.ones(64)]}, "two of one head's channels"),
+        ({"weights": [torch.ones(1, 32)] * 2}, "two of one head's channels"),
+        ({"weights": [torch.ones(0)] * 2}, "two of one head's channels"),
+        ({"weights": [torch.ones(48)] * 2}, "which divide 64"),
+        ({"tables": tables(32, (3, 2, 5))[:2]}, "none or three"),
+        ({"tables": [t.double() for t in tables(32, (3, 2, 5))]}, "in float32"),
+        ({"tables": [t[:1] for t in tables(32, (3, 2, 5))]}, "none or three"),
+        ({"tables": [t[0] for t in tables(32, (3, 2, 5))]}, "none or three"),
+        ({"tables": tables(32, (3, 2, 4))}, "turn 24 tokens"),
+        ({"k": torch.ones(2, 7, 64)}, "turn 30 tokens"),
+        ({"tables": tables(64, (3, 2, 5))}, "and 64 channels"),
+    ],
+)
+def test_operator_refuses_shapes_that_do_not_fit(changes, message, fake):
+    given = operands(**changes)
+    if fake:
+        mode = FakeTensorMode()
+        given = {
+            key: [mode.from_tensor(t) for t in value]
+            if isinstance(value, list)
+            else mode.from_tensor(value)
+            for key, value in given.items()
+        }
+    with pytest.raises(ValueError, match=message):
+        operator(**given)
+
+
+@pytest.mark.gpu
+def test_operator_on_a_gpu_refuses_what_does_not_fit_and_what_is_elsewhere():
+    weights = [torch.ones(32, device="cuda") for _ in range(2)]
+    q, k = torch.ones(2, 30, 64, device="cuda"), torch.ones(1, 30, 64, device="cuda")
+    with pytest.raises(ValueError, match="alike in batch"):
+        operator(q, k, weights, [])
+    with pytest.raises(ValueError, match="all be on one device"):
+        operator(q, q, [weights[0], weights[1].cpu()], [])
+    with pytest.raises(ValueError, match="all be on one device"):
+        operator(q, q, weights, tables(32, (3, 2, 5)))
+
+
 def arguments(**changes):
     """Of a good call for two heads of 64 and a grid of 2 x 3 x 5."""
     values = {
