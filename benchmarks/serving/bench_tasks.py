@@ -17,7 +17,7 @@ from predict2_spec.presets import TASKS
 
 COMMAND = "make bench"
 SERVE = Path(sys.executable).parent / "predict2-serve"
-INPUT_PROMPT = "a green square moves right on a white background"
+INPUT_PROMPT = "a green circle moves right on a white background"
 
 
 def measure_start(repository: Path, runs: int) -> list[float]:

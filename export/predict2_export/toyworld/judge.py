@@ -28,6 +28,7 @@ _MAX_STEP = 4.5  # pixels between two frames; the actor's own speed is 2
 _BACKWARDS = 1.5  # pixels a frame against or across the motion, at most
 _STILL = 3.0  # pixels from the first place, at most, of an actor that stays
 _MOVED = 12.0  # pixels from first to last frame, at least, of one that moves over 13 frames
+_WIDE = 1.18 / 0.56  # a rectangle's width by its height
 _STRAIGHT = 0.25  # part of the way that it may drift sideways
 
 Pixels = NDArray[np.float64]  # [H, W, 3] or [H, W]
@@ -176,9 +177,9 @@ def _silhouette(
     columns, rows = np.arange(width) + 0.5 - x, (np.arange(height) + 0.5 - y)[:, None]
     if shape == "circle":
         inside = rows**2 + columns**2 <= area / np.pi
-    elif shape == "square":
-        half = area**0.5 / 2
-        inside = (np.abs(rows) <= half) & (np.abs(columns) <= half)
+    elif shape == "rectangle":
+        tall = (area / _WIDE) ** 0.5 / 2
+        inside = (np.abs(rows) <= tall) & (np.abs(columns) <= _WIDE * tall)
     else:  # equilateral, tip up: a third of its height lies below the centre of mass
         side = (4 * area / 3**0.5) ** 0.5
         tall = side * 3**0.5 / 2

@@ -31,7 +31,7 @@ COLOURS: Mapping[str, Rgb] = {
     "purple": (165, 50, 190),
     "cyan": (50, 205, 215),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "rectangle", "triangle")
 BACKGROUNDS: Mapping[str, Rgb] = {"white": (240, 240, 240), "grey": (128, 128, 128), "black": (16, 16, 16)}  # fmt: skip
 MOTIONS: Mapping[str, tuple[int, int]] = {  # direction along x and y; y grows downwards
     "left": (-1, 0),
@@ -48,10 +48,11 @@ MARGIN = 0.75  # pixels between the actor and the picture's edge, at least
 # shape comes in few positions to its patch, so few that a small network learns them in an hour.
 CELL = SPATIAL_STRIDE  # pixels
 PATCH = video.PATCH * CELL
-# Half the width of a square, by the picture's shorter side; the other shapes look about as large.
+# A size by the picture's shorter side. What lies between two shapes must look like neither, even this small: of
+# one area, no two silhouettes share more than seven tenths of their pixels.
 RADII: Mapping[int, float] = {48: 9.5, 64: 14.0}
 # From the centre of the shape's box to its sides and to its top, in radii.
-_REACH = {"circle": (1.1, 1.1), "square": (1.0, 1.0), "triangle": (1.18, 1.02)}
+_REACH = {"circle": (1.1, 1.1), "rectangle": (1.18, 0.56), "triangle": (1.18, 1.02)}
 
 Look = tuple[str, str, str]  # colour, shape, background
 LOOKS: tuple[Look, ...] = tuple(product(COLOURS, SHAPES, BACKGROUNDS))
@@ -143,8 +144,9 @@ def coverage(shape: str, x: float, y: float, radius: float, size: tuple[int, int
     columns, rows = np.arange(width) + 0.5 - x, np.arange(height)[:, None] + 0.5 - y
     if shape == "circle":
         inside = 1.1 * radius - np.hypot(columns, rows)
-    elif shape == "square":
-        inside = radius - np.maximum(np.abs(columns), np.abs(rows))
+    elif shape == "rectangle":
+        wide, tall = (radius * reach for reach in _REACH[shape])
+        inside = np.minimum(wide - np.abs(columns), tall - np.abs(rows))
     else:  # equilateral, its tip up: all three sides are `inner` from the centre of mass
         inner = 0.68 * radius
         rows = rows - inner / 2
@@ -181,7 +183,7 @@ def draw(
 
 
 _SUBJECTS = ("a {colour} {shape}", "the {colour} {shape}", "one {colour} {shape}")
-_SHAPE_WORDS = {"circle": ("circle", "ball"), "square": ("square", "box"), "triangle": ("triangle",)}  # fmt: skip
+_SHAPE_WORDS = {"circle": ("circle", "ball"), "rectangle": ("rectangle", "bar"), "triangle": ("triangle",)}  # fmt: skip
 _PLACES = ("on a {background} background", "in front of a {background} background", "over {background}")  # fmt: skip
 _WAYS = ("moves {motion}", "moves to the {motion}", "slides {motion}", "is moving {motion}", "goes {motion}")  # fmt: skip
 _RESTS = ("stays still", "is still", "rests", "")

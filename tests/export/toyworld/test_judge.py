@@ -39,7 +39,7 @@ def test_truth_with_some_noise_and_blur_is_read_right():
 
 @pytest.mark.parametrize(
     ("attribute", "value"),
-    [("colour", "blue"), ("shape", "square"), ("background", "white"), ("motion", "right")],
+    [("colour", "blue"), ("shape", "rectangle"), ("background", "white"), ("motion", "right")],
 )
 def test_a_wrong_attribute_is_found_and_the_others_stand(attribute, value):
     found = agreement(clip(), replace(SCENE, **{attribute: value}))
@@ -83,7 +83,7 @@ def test_a_clip_played_backwards_moves_the_other_way():
 
 def test_one_melted_frame_is_enough_to_fail():
     frames = clip()
-    melted = draw(replace(SCENE, shape="square"), 80, 48)[6]
+    melted = draw(replace(SCENE, shape="rectangle"), 80, 48)[6]
     frames[6] = (frames[6].astype(int) + melted) // 2
     frames[6, 30:33, 20:60] = frames[6, 24, 38]
     found = agreement(frames, SCENE)
@@ -94,7 +94,7 @@ def test_one_melted_frame_is_enough_to_fail():
 
 
 def test_a_shape_that_changes_is_none():
-    frames = np.concatenate([clip()[:6], draw(replace(SCENE, shape="square"), 80, 48)[6:]])
+    frames = np.concatenate([clip()[:6], draw(replace(SCENE, shape="rectangle"), 80, 48)[6:]])
     assert read_clip(frames).shape == read_clip(frames).motion == ""
 
 
