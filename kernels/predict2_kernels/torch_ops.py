@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels as torch operators `predict2::*` on CUDA tensors; importing this registers them.
+"""The kernels as torch operators, `torch.ops.predict2`, on CUDA tensors; importing this registers them.
 
 Elsewhere than on CUDA an operator is its reference, so a program that calls it runs anywhere.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import BFLOAT16, FLOAT, KernelError, check, library, reference
 
+_NAMESPACE = "predict2"  # of torch.ops
 _DTYPES = {torch.float32: FLOAT, torch.bfloat16: BFLOAT16}
 
 
@@ -156,7 +157,7 @@ def _head_dim(q: Tensor, k: Tensor, weights: Sequence[Tensor], tables: Sequence[
     return head_dim
 
 
-@torch.library.custom_op("predict2::adaln_modulate", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::adaln_modulate", mutates_args=())
 def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.adaln_modulate`."""
     _frames(x, modulation, 2)
@@ -178,7 +179,7 @@ def _(x: Tensor, modulation: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("predict2::gated_residual", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::gated_residual", mutates_args=())
 def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.gated_residual`."""
     _gated(x, y, modulation)
@@ -201,7 +202,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("predict2::gated_residual_modulate", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::gated_residual_modulate", mutates_args=())
 def gated_residual_modulate(
     x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -226,7 +227,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tupl
     return torch.empty_like(x), torch.empty_like(x)
 
 
-@torch.library.custom_op("predict2::qk_norm_rope", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::qk_norm_rope", mutates_args=())
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,

@@ -72,6 +72,7 @@ class Metadata:
     )  # guardrails.Verdict, in their order
     refiner: str = ""  # refined, off, or failed: why; the prompt is then the caller's own
     refined_prompt: str = ""  # what the clip was made from, if not from `prompt`
+    score: float | None = None  # of best_of_n's clip, 0..1; None where nobody judged it
 
     def to_json(self) -> str:
         """The metadata as it goes over the wire and into the file beside the result."""

@@ -119,6 +119,7 @@ def test_a_picture_is_what_was_asked_for(both_ways, output_format, pillow_format
         "verdicts": [passed("prompt", "blocklist")],
         "refiner": "",
         "refined_prompt": "",
+        "score": None,
     }
     check_seconds(result.metadata, PICTURE_STAGES)
 
@@ -162,6 +163,7 @@ def test_a_clip_from_text_is_what_was_asked_for(both_ways, read_mp4):
         "verdicts": [passed("prompt", "blocklist"), passed("clip", "faces")],
         "refiner": "off",
         "refined_prompt": "",
+        "score": None,
     }
     check_seconds(
         result.metadata,

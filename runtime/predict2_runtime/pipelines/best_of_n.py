@@ -17,6 +17,7 @@ from predict2_spec.errors import (
     ServerUnavailableError,
 )
 from predict2_spec.requests import Video2WorldRequest
+from predict2_spec.results import Metadata
 
 from .generation import Backend
 from .tasks import Outputs, finish_clip, prepare_clip
@@ -85,12 +86,14 @@ def best_of_n(
     with ThreadPoolExecutor(num_generations) as pool:
         made = dict(pool.map(make, seeds))
     ranking = critic.ranked(made)
-    best = next((made[j] for j in ranking if isinstance(made[j], dict)), made[ranking[0]])
+    chosen = next((j for j in ranking if isinstance(made[j], dict)), ranking[0])
+    best = made[chosen]
     if isinstance(best, Predict2Error):
         raise best
+    score = None if chosen.error else chosen.score
     return {
         "media": best["media"],
-        "metadata": best["metadata"],
+        "metadata": replace(Metadata.from_json(best["metadata"]), score=score).to_json(),
         "ranking": critic.to_json(ranking),
     }
 

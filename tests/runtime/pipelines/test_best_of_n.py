@@ -92,7 +92,8 @@ PICTURE = picture()
 def test_the_clip_that_the_critic_likes_best_is_the_answer():
     stages = Stages({7: 0.2, 8: 1.0, 9: 0.6})
     outputs = stages.run(seed=7, num_generations=3, num_critic_trials=4)
-    assert Metadata.from_json(outputs["metadata"]).seed == 8
+    best = Metadata.from_json(outputs["metadata"])
+    assert (best.seed, best.score) == (8, 1.0)
     ranking = critic.from_json(outputs["ranking"])
     assert [(judged.seed, judged.score) for judged in ranking] == [(8, 1.0), (9, 0.6), (7, 0.2)]
     assert ranking[0].responses == ("seed 8",) * 4
@@ -127,7 +128,8 @@ def test_when_none_can_be_judged_there_is_a_clip_nevertheless():
     stages = Stages({})
     stages.fail = {seed: ServerError(f"the critic stumbled at {seed}") for seed in (0, 1)}
     outputs = stages.run()
-    assert Metadata.from_json(outputs["metadata"]).seed == 0
+    first = Metadata.from_json(outputs["metadata"])
+    assert (first.seed, first.score) == (0, None)
     errors = [judged.error for judged in critic.from_json(outputs["ranking"])]
     assert errors == ["the critic stumbled at 0", "the critic stumbled at 1"]
 
