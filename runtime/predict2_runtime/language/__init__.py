@@ -5,12 +5,15 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from predict2_runtime.frames import Frames
 from predict2_runtime.policy import LanguageModel
 from predict2_spec.errors import EngineMismatchError
 
+LOOKS = "qwen2_5_vl"  # the one kind that takes frames
+LOCAL_KINDS = (LOOKS, "llama", "qwen3")  # that run in this process, by their model_type
 _TOKEN_MARKS = re.compile(r"<\||\|>")
 
 
@@ -52,6 +55,27 @@ def plain_text(text: str) -> str:
     Only the marks become spaces: a guard has to see whatever is written between them.
     """
     return _TOKEN_MARKS.sub(" ", text)
+
+
+def local_kind(folder: Path) -> str:
+    """The model_type of a checkpoint that can run in this process.
+
+    Raises:
+        EngineMismatchError: the folder holds no checkpoint, or one of another kind.
+    """
+    try:
+        kind = str(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise EngineMismatchError(
+            f"{folder} holds no checkpoint with a readable config.json ({error}); fetch it whole, "
+            "or name another folder"
+        ) from error
+    if kind not in LOCAL_KINDS:
+        raise EngineMismatchError(
+            f"{folder} holds a {kind} model; this version runs {', '.join(LOCAL_KINDS)} itself. "
+            "Serve it with vLLM and name its URL instead"
+        )
+    return kind
 
 
 def open_language_model(where: LanguageModel) -> Ask:

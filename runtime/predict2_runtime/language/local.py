@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model in this process, through transformers: Cosmos-Reason1, and the guards that only read text."""
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -31,12 +30,11 @@ from predict2_spec.errors import (
     ServerUnavailableError,
 )
 
-from . import Ask, Question, plain_text
+from . import LOOKS, Ask, Question, local_kind, plain_text
 from .vision import DEPTH, Seen, look
 
-_LOOKS = "qwen2_5_vl"  # the one kind that takes frames
 _CLASSES: dict[str, Any] = {
-    _LOOKS: Qwen2_5_VLForConditionalGeneration,
+    LOOKS: Qwen2_5_VLForConditionalGeneration,
     "llama": LlamaForCausalLM,
     "qwen3": Qwen3ForCausalLM,
 }
@@ -51,7 +49,7 @@ def open_local(where: LanguageModel) -> Ask:
         EngineMismatchError: the checkpoint is missing, damaged or of another kind, or the device isn't there.
     """
     folder = Path(where.model)
-    kind = _kind(folder)
+    kind = local_kind(folder)
     if where.device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineMismatchError(
             f"{folder} is to run on {where.device}, and torch finds no such device here; run it on the cpu, or "
@@ -75,22 +73,6 @@ def open_local(where: LanguageModel) -> Ask:
         ) from error
 
 
-def _kind(folder: Path) -> str:
-    try:
-        kind = str(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise EngineMismatchError(
-            f"{folder} holds no checkpoint with a readable config.json ({error}); fetch it whole, "
-            "or name another folder"
-        ) from error
-    if kind not in _CLASSES:
-        raise EngineMismatchError(
-            f"{folder} holds a {kind} model; this version runs {', '.join(_CLASSES)} itself. "
-            "Serve it with vLLM and name its URL instead"
-        )
-    return kind
-
-
 def _load(folder: Path, kind: str) -> tuple[Any, Any]:
     """The model on the CPU in its file's dtype, and its tokenizer."""
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -102,7 +84,7 @@ def _load(folder: Path, kind: str) -> tuple[Any, Any]:
             f"{folder} lacks the weights {sorted(report['missing_keys'])[:3]} and perhaps more; fetch it again"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-    if kind != _LOOKS and not tokenizer.chat_template:
+    if kind != LOOKS and not tokenizer.chat_template:
         raise EngineMismatchError(f"{folder} has no chat template; fetch it again, whole")
     # Else settings of the checkpoint would stand in for those a question leaves at their defaults.
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
@@ -149,7 +131,7 @@ class _Local:
     def _look(self, frames: Frames | None, fps: float) -> Seen | None:
         if frames is None:
             return None
-        if self.kind != _LOOKS:
+        if self.kind != LOOKS:
             raise InvalidRequestError(
                 f"{Path(self.where.model).name} is a {self.kind} model and takes no frames"
             )
@@ -158,7 +140,7 @@ class _Local:
     def _prompt(self, question: Question, seen: Seen | None) -> str:
         """The conversation as the model was trained to read it, up to where its answer begins."""
         system, text = self._plain(question.system), self._plain(question.text)
-        if self.kind == _LOOKS:
+        if self.kind == LOOKS:
             pad = _CLIP if seen and seen.fps else _PICTURE
             counts = seen.tokens if seen else []
             pads = "".join(f"<|vision_start|>{pad * n}<|vision_end|>" for n in counts)

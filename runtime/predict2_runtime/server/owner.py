@@ -6,6 +6,9 @@ import importlib.util
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from predict2_runtime.guardrails.blocklist import Blocklist
+from predict2_runtime.guardrails.text_guard import kind_of
+from predict2_runtime.language import local_kind
 from predict2_runtime.policy import (
     REASONER_KEY_VARIABLE,
     TEXT_GUARD_KEY_VARIABLE,
@@ -62,6 +65,31 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
     if preset.video2world:  # pictures are neither refined nor judged
         reasoner = _find(args, "reasoner", preset.reasoner_path, args.offload_prompt_refiner)
     guard_frames = (repository / GUARDRAIL_VIDEO.name / VERSION_FOLDER / MANIFEST_FILE).is_file()
+    _check_guards(args, preset, repository, text_guard, guard_frames)
+    if args.require_prompt_refiner and reasoner is None:
+        raise ServerUnavailableError(
+            "--require-prompt-refiner needs a refiner; name one with --reasoner, or leave the option out"
+        )
+    return Policy(
+        allow_disable_guardrail=args.allow_disable_guardrail,
+        run_unguarded=args.run_unguarded,
+        guard_frames=guard_frames,
+        guard_pictures=args.guard_pictures,
+        blocklists=str(args.blocklists.resolve()) if args.blocklists else "",
+        text_guard=text_guard,
+        reasoner=reasoner,
+        require_refiner=args.require_prompt_refiner,
+    )
+
+
+def _check_guards(
+    args: argparse.Namespace,
+    preset: Preset,
+    repository: Path,
+    text_guard: LanguageModel | None,
+    guard_frames: bool,
+) -> None:
+    """What would else end Triton's start with the models' traces."""
     missing = []
     if preset.text_guard_path and text_guard is None:
         missing.append(
@@ -84,16 +112,10 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         )
     if args.blocklists and not args.blocklists.is_dir():
         raise ServerUnavailableError(f"--blocklists {args.blocklists} is no folder")
-    return Policy(
-        allow_disable_guardrail=args.allow_disable_guardrail,
-        run_unguarded=args.run_unguarded,
-        guard_frames=guard_frames,
-        guard_pictures=args.guard_pictures,
-        blocklists=str(args.blocklists.resolve()) if args.blocklists else "",
-        text_guard=text_guard,
-        reasoner=reasoner,
-        require_refiner=args.require_prompt_refiner,
-    )
+    if args.blocklists:
+        Blocklist.read(args.blocklists)
+    if text_guard:
+        kind_of(text_guard)
 
 
 def describe(policy: Policy) -> str:
@@ -129,10 +151,7 @@ def _find(
     folder = Path(where) if where else args.checkpoints / default
     if not (where or default) or not (where or folder.is_dir()):
         return None
-    if not (folder / "config.json").is_file():
-        raise ServerUnavailableError(
-            f"{flag}: {folder} holds no checkpoint (no config.json); fetch it whole, or name another"
-        )
+    local_kind(folder)
     _check_local(flag)
     device = args.language_device or ("cuda" if Path("/dev/nvidiactl").exists() else "cpu")
     return LanguageModel(

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
+import json
 from dataclasses import replace
 
 import pytest
 
+from predict2_runtime.guardrails.blocklist import SHIPPED_LISTS
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, LanguageModel, Policy
 from predict2_runtime.server import owner
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
@@ -25,7 +27,7 @@ def checkpoints(tmp_path):
     for path in (BIG.text_guard_path, BIG.reasoner_path):
         config = tmp_path / "checkpoints" / path / "config.json"
         config.parent.mkdir(parents=True)
-        config.write_text("{}")
+        config.write_text(json.dumps({"model_type": "llama"}))
     return tmp_path / "checkpoints"
 
 
@@ -99,7 +101,7 @@ def test_an_endpoint_without_host_or_model_is_refused(repository, url):
 
 
 def test_a_folder_without_a_checkpoint_is_refused(repository, tmp_path):
-    with pytest.raises(ServerUnavailableError, match=r"--reasoner: .* holds no checkpoint"):
+    with pytest.raises(EngineMismatchError, match="holds no checkpoint with a readable config"):
         policy(TOY, repository, "--reasoner", tmp_path)
 
 
@@ -108,16 +110,16 @@ def test_the_reasoner_can_be_left_out(repository, checkpoints):
     assert found.reasoner is None
 
 
-def test_switches_reach_the_policy(repository, checkpoints, tmp_path):
+def test_switches_reach_the_policy(repository, checkpoints):
     found = policy(
-        BIG, repository, "--checkpoints", checkpoints, "--blocklists", tmp_path,
+        BIG, repository, "--checkpoints", checkpoints, "--blocklists", SHIPPED_LISTS,
         "--allow-disable-guardrail", "--guard-pictures", "--offload-guardrail",
         "--offload-prompt-refiner", "--require-prompt-refiner",
     )  # fmt: skip
     assert found.allow_disable_guardrail
     assert found.guard_pictures
     assert found.require_refiner
-    assert found.blocklists == str(tmp_path)
+    assert found.blocklists == str(SHIPPED_LISTS)
     assert found.text_guard.offload
     assert found.reasoner.offload
 
@@ -136,3 +138,18 @@ def test_the_line_at_the_start_says_what_guards_and_what_does_not():
     assert owner.describe(more) == (
         "guardrails: blocklist, text guard guard; requests may switch them off; reasoner: sage"
     )
+
+
+def test_what_the_models_could_not_open_is_refused_before_triton_starts(repository, tmp_path):
+    with pytest.raises(EngineMismatchError, match="has no entry in custom, whitelist, exact_match"):
+        policy(TOY, repository, "--blocklists", tmp_path)
+    with pytest.raises(EngineMismatchError, match="text guard gpt is none of llama-guard"):
+        policy(TOY, repository, "--text-guard", "http://host/v1#gpt")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(EngineMismatchError, match="holds a gpt2 model"):
+        policy(TOY, repository, "--reasoner", tmp_path)
+
+
+def test_a_refiner_that_is_required_has_to_be_there(repository):
+    with pytest.raises(ServerUnavailableError, match="needs a refiner; name one with --reasoner"):
+        policy(TOY, repository, "--require-prompt-refiner")
