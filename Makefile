@@ -23,6 +23,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeL
 	$(BIN)/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check -c constraints.txt -e ".[server,export,test,dev]"
 	touch $@
 
+# What tests use beside it: the quantizer and a builder of TensorRT engines that needs no GPU.
+$(VENV)/.installed-for-tests: $(VENV)/.installed
+	$(BIN)/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check -c constraints.txt "cosmos-predict2-triton[fp8,tensorrt-rtx]"
+	touch $@
+
 setup: $(VENV)/.installed  ## Make the environment
 
 .PHONY: $(SERVED)/repository.json
@@ -32,7 +37,7 @@ $(SERVED)/repository.json: | $(VENV)/.installed
 demo: $(SERVED)/repository.json  ## Generate a picture and a clip from text through a real Triton
 	$(BIN)/predict2-serve $(SERVED) --http-port 0 --grpc-port 0 --metrics-port 0 -- $(BIN)/predict2 demo --output_dir output/demo
 
-test: $(VENV)/.installed  ## Run every test that needs no GPU
+test: $(VENV)/.installed-for-tests  ## Run every test that needs no GPU
 	$(BIN)/pytest -q -m "not gpu and not tensorrt and not weights and not slow"
 
 check: $(VENV)/.installed  ## Lint, formatting, types, import directions
