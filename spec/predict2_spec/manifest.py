@@ -3,11 +3,23 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from .errors import EngineMismatchError
 
 MANIFEST_FILE = "manifest.json"
+# Of a plan: part of it; part of it and replaceable; or left out of it, so that it can't run before it is refitted.
+Weights = Literal["fixed", "refittable", "stripped"]
 FORMAT = 1  # raised when a field changes its meaning
+
+
+@dataclass(frozen=True)
+class Range:
+    """The shapes that an engine takes for one input, and the one it was tuned for."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class Graph:
     data_file: str = ""  # its weights, outside the graph
     data_sha256: str = ""
     data_size_bytes: int = 0
+    profile: dict[str, Range] = field(default_factory=dict)  # by input; TensorRT's alone
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,21 @@ class Manifest:
         str  # text_encoder, vae_encoder, vae_decoder, text2image_denoiser, video2world_denoiser
     )
     preset: str
-    kind: str  # onnxruntime, tensorrt, torch
+    kind: str  # onnxruntime, tensorrt, tensorrt_rtx
     precision: str
-    device: str  # cpu, or the GPU architecture such as sm90
+    device: str  # cpu, cuda, or the GPU architectures of a plan: sm90, or sm89+sm120
     checkpoint_sha256: str
     recipe: str  # digest of everything that shaped the engine; equal recipe, equal engine
-    versions: dict[str, str]  # of the software that built it
+    versions: dict[str, str]  # of the software that built it, TensorRT's by its kind
     graphs: dict[str, Graph]
     verification: dict[str, Verification] = field(default_factory=dict)
     format: int = FORMAT
+    # What a plan of TensorRT says besides; its graphs have profiles.
+    plugins: dict[str, str] = field(default_factory=dict)  # it needs; name -> version
+    plugins_inside: bool = False  # their code is in the plan, so that it needs no library
+    weights: Weights = "fixed"
+    version_compatible: bool = False  # runs with later TensorRTs of the same major version too
+    cuda_graphs: int = 0  # shapes of each graph whose launches are recorded and replayed; 0: none
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -70,7 +89,7 @@ class Manifest:
                     f"manifest format {values['format']} was found, this software reads {FORMAT}; "
                     "build the engines again with predict2-export"
                 )
-            values["graphs"] = {k: Graph(**v) for k, v in values["graphs"].items()}
+            values["graphs"] = {k: _graph(v) for k, v in values["graphs"].items()}
             values["verification"] = {
                 k: Verification(**v) for k, v in values["verification"].items()
             }
@@ -79,3 +98,12 @@ class Manifest:
             raise EngineMismatchError(
                 f"{MANIFEST_FILE} is damaged ({error}); build the engine again with predict2-export"
             ) from error
+
+
+def _graph(values: dict[str, Any]) -> Graph:
+    """A graph as JSON has it; JSON knows no tuples."""
+    profile = {
+        name: Range(*(tuple(map(int, bounds[key])) for key in ("min", "opt", "max")))
+        for name, bounds in values.pop("profile", {}).items()
+    }
+    return Graph(**values, profile=profile)
