@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from predict2_export import build as building
-from predict2_export.build import build, digest
+from predict2_export.build import build
 from predict2_export.checkpoint.names import text_encoder_state_dict
+from predict2_export.installation import digest
 from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.stages.text_encoder import TextEncoder
@@ -140,7 +141,7 @@ def test_a_released_preset_without_the_guardrails_files_says_how_to_get_them_or_
 
 def test_a_build_without_the_frame_guard_takes_an_old_one_away(checkpoints, tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(building, "_build_stage", lambda preset, recipe, *rest: built.append(recipe.network))  # fmt: skip
+    monkeypatch.setattr(building, "_build_stage", lambda preset, templates, output, recipe, tell: built.append(recipe.network))  # fmt: skip
     output, lines = tmp_path / "toy", []
     (output / "guardrail_video" / "1").mkdir(parents=True)
     build(TOY, checkpoints, TEMPLATES, output, lines.append, guard_frames=False)

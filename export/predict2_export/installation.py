@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting engines into a repository that is served: whole stages, current ones kept, nothing half-written."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from predict2_runtime.repository import write_preset
+from predict2_spec import tensors
+from predict2_spec.errors import CheckpointError
+from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
+from predict2_spec.presets import Preset
+
+from .recipes import Recipe
+from .to_onnx import describe
+
+Report = Callable[[str], None]  # is told one line of progress
+_LOWERING = ("checkpoint", "networks", "recipes.py", "to_onnx.py")  # code that shapes every engine
+
+
+def install(
+    preset: Preset,
+    found: Sequence[Recipe],
+    templates: Path,
+    output: Path,
+    report: Report,
+    build_stage: Callable[[Recipe, Report], None],
+    *,
+    only: str = "",
+    guard_frames: bool = True,
+) -> None:
+    """Make `output` a repository that serves `preset`.
+
+    Args:
+        preset: what to serve.
+        found: a recipe for each of its stages.
+        templates: the model_repository folder: config.pbtxt and model.py of every model.
+        output: the repository; made when it's missing.
+        report: is told what is going on.
+        build_stage: installs a recipe's engine in `output`, and tells how far it is.
+        only: build this stage's engine and leave the rest as it is.
+        guard_frames: False leaves out the stage that looks at frames, also where it was built before.
+
+    Raises:
+        CheckpointError: a file that a recipe needs is missing.
+        InvalidRequestError: a recipe's network can't be lowered.
+    """
+    left_out = [] if guard_frames else [tensors.GUARDRAIL_VIDEO.name]
+    todo = [r for r in found if only in ("", r.network) and r.network not in left_out]
+    for recipe in todo:
+        recipe.check_lowerable()
+    check_files(preset, todo)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, recipe in enumerate(todo, start=1):
+
+        def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
+            report(f"{place}: {line}")
+
+        build_stage(recipe, tell)
+    for name in left_out:
+        shutil.rmtree(output / name, ignore_errors=True)
+        report(f"{name} is left out: a server of this repository doesn't look at frames")
+    for name in tensors.engineless(preset):
+        with replacing(output / name) as folder:
+            copy_model(templates / name, folder)
+    write_preset(output, preset)
+
+
+def check_files(preset: Preset, todo: Iterable[Recipe]) -> None:
+    """Refuse to start what lacks a file.
+
+    Raises:
+        CheckpointError: all missing files, and how to get them.
+    """
+    todo = list(todo)
+    needed = {path for recipe in todo for path in recipe.files}
+    missing = sorted(str(path) for path in needed if not path.exists())
+    if missing:
+        raise CheckpointError(
+            f"preset {preset.name} needs {', '.join(missing)}; "
+            f"predict2-export fetch --preset {preset.name}{_guard_advice(todo)} gets what is published, "
+            "docs/export.md says more"
+        )
+
+
+def _guard_advice(todo: list[Recipe]) -> str:
+    """What a fetch needs for the frame guard's files, which it brings only when asked; "" if they are there."""
+    guard = [path for r in todo if r.network == tensors.GUARDRAIL_VIDEO.name for path in r.files]
+    if all(path.exists() for path in guard):
+        return ""
+    return (
+        " --with guardrails, after you have accepted the licences on the pages that it names "
+        "(or build with --skip-guardrail-video for a server that doesn't look at frames),"
+    )
+
+
+def copy_model(template: Path, folder: Path) -> None:
+    """Copy a model's config.pbtxt and model.py over `folder`."""
+    shutil.copytree(
+        template, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+
+def describe_files(path: Path) -> Graph:
+    """What the manifest says of an ONNX file and the file of its weights."""
+    inputs, outputs = describe(path)
+    data = path.with_name(path.name + ".data")
+    return Graph(
+        file=path.name,
+        sha256=digest([path]),
+        size_bytes=path.stat().st_size,
+        inputs=inputs,
+        outputs=outputs,
+        data_file=data.name,
+        data_sha256=digest([data]),
+        data_size_bytes=data.stat().st_size,
+    )
+
+
+def write_manifest(engine: Path, manifest: Manifest) -> None:
+    """Write `manifest` beside the engine's files."""
+    (engine / MANIFEST_FILE).write_text(manifest.to_json())
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of installed packages."""
+    return {package: version(package) for package in packages}
+
+
+def recipe_key(
+    recipe: Recipe,
+    checkpoint_sha256: str,
+    software: dict[str, str],
+    chosen: str = "",
+    code: Sequence[str] = (),
+) -> str:
+    """Digest of everything that shapes an engine: files, numbers, the code that lowers them, the tools.
+
+    Args:
+        recipe: the engine's.
+        checkpoint_sha256: of its weights.
+        software: packages that make it, and their versions.
+        chosen: how else it is built.
+        code: modules of this package that shape it besides those that lower every network.
+    """
+    post_trained = f"{recipe.post_trained.ema} {recipe.post_trained.alpha}"
+    sha = hashlib.sha256(
+        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device} {post_trained}{chosen}".encode()
+    )
+    here = Path(__file__).parent
+    files = [here / name for name in (*_LOWERING, *code)]
+    tokenizer = [recipe.tokenizer] if recipe.tokenizer else []
+    sha.update((checkpoint_sha256 + digest([*tokenizer, *files])).encode())
+    sha.update(str(list(software.values())).encode())
+    return sha.hexdigest()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block succeeds and vanishes when it fails."""
+    # Beside the repository, not in it: Triton takes every folder of a repository for a model.
+    staging = folder.parent.with_name(f".{folder.parent.name}.{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 over the contents of files, and of folders' files in the order of their names."""
+    sha = hashlib.sha256()
+    for path in paths:
+        for file in _files(path):
+            with file.open("rb") as stream:
+                while block := stream.read(2**24):
+                    sha.update(block)
+    return sha.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
