@@ -16,7 +16,7 @@ namespace predict2 {
 constexpr const char* kPluginNamespace = "predict2";
 constexpr const char* kPluginVersion =
     "1";  // of the attributes: another set of them, another version
-constexpr int kMaxAttributes = 5;
+constexpr int kMaxAttributes = 4;
 constexpr int kMaxInputs = 7;
 
 union Value {
@@ -63,7 +63,7 @@ struct Operator {
 };
 
 // Constants without initialisation at run time: a library may register itself while it is loaded.
-extern const Operator kQkNormRope, kModulate, kGatedModulate, kGatedAdd;
+extern const Operator kQkNormRope, kQkNorm, kModulate, kGatedModulate, kGatedAdd;
 
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,

@@ -29,8 +29,8 @@ void LogError(const char* plugin, const char* message) noexcept {
 
 nvinfer1::IPluginCreatorInterface* const* Creators(int32_t& count) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {
-      new Creator(kQkNormRope), new Creator(kModulate), new Creator(kGatedModulate),
-      new Creator(kGatedAdd)};
+      new Creator(kQkNormRope), new Creator(kQkNorm), new Creator(kModulate),
+      new Creator(kGatedModulate), new Creator(kGatedAdd)};
   count = static_cast<int32_t>(std::size(creators));
   return creators;
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Predict2QkNormRope: queries and keys -> normalised, rotated, in the layout that attention wants.
+// Predict2QkNorm: the same without rotation, for attention to the text.
 // Inputs, with D = num_heads * E:
 //   packed = 1: qkv [B, N, 3 * D]; else q [B, N, D], k [B, M, D]
 //   q_weight [E], k_weight [E]
-//   rotate = 1: float tables of cosines and sines [2, positions, channels] by frame, row and
+//   where they rotate: float tables of cosines and sines [2, positions, channels] by frame, row and
 //   column, cut to the grid of the tokens
 // Outputs q, k and, when packed, v: [B, num_heads, N, E] when heads_first, else [B, N, num_heads,
 // E].
@@ -19,26 +20,27 @@ using nvinfer1::DimsExprs;
 
 struct Attributes {
   int32_t heads;
-  bool packed, rotate, heads_first;
+  bool packed, heads_first;
   float q_scale;
 
   explicit Attributes(const Values& values)
       : heads(values[0].integer),
         packed(values[1].integer != 0),
-        rotate(values[2].integer != 0),
-        heads_first(values[3].integer != 0),
-        q_scale(values[4].real) {}
+        heads_first(values[2].integer != 0),
+        q_scale(values[3].real) {}
 
   int activations() const { return packed ? 1 : 2; }
   int tables() const { return activations() + 2; }  // the first table's input
 };
 
+template <bool kRotate>
 Signature Tensors(const Values& values) {
   const Attributes a(values);
   if (a.heads < 1) return {0, 0, 0};
-  return {a.tables(), a.rotate ? 3 : 0, a.packed ? 3 : 2};
+  return {a.tables(), kRotate ? 3 : 0, a.packed ? 3 : 2};
 }
 
+template <bool kRotate>
 const char* Refuse(const Values& values, const Dims* in, int count) {
   const Attributes a(values);
   const int64_t width = Last(in[0]), parts = a.packed ? 3 : 1, head = width / parts / a.heads;
@@ -62,7 +64,7 @@ const char* Refuse(const Values& values, const Dims* in, int count) {
     channels += in[i].d[2];
     positions = positions < 0 || in[i].d[1] < 0 ? -1 : positions * in[i].d[1];
   }
-  if (count < a.tables() + 3 || !a.rotate) return nullptr;
+  if (count < a.tables() + 3 || !kRotate) return nullptr;
   if (channels != head / 2) return "the tables' channels are not half a head";
   for (int i = 0; i < a.activations(); ++i) {
     if (positions >= 0 && in[i].d[1] >= 0 && in[i].d[1] != positions) {
@@ -82,6 +84,7 @@ void Shapes(const Values& values, const DimsExprs* in, DimsExprs* out,
   }
 }
 
+template <bool kRotate>
 cudaError_t Run(const Values& values, const Call& call) {
   const Attributes a(values);
   const int64_t head = call.dims(a.activations()).d[0], width = a.heads * head;
@@ -97,24 +100,29 @@ cudaError_t Run(const Values& values, const Call& call) {
     const Dims& dims = call.dims(a.tables() + i);
     return Axis{static_cast<const float*>(call.in[a.tables() + i]), dims.d[1], dims.d[2]};
   };
-  const Rotary rotary = a.rotate ? Rotary{axis(0), axis(1), axis(2)} : Rotary{};
+  const Rotary rotary = kRotate ? Rotary{axis(0), axis(1), axis(2)} : Rotary{};
   return QkNormRope(call.dtype, heads(0), heads(1), a.packed ? heads(2) : Heads{},
-                    a.rotate ? &rotary : nullptr, call.dims(0).d[0], a.heads, head, a.q_scale,
+                    kRotate ? &rotary : nullptr, call.dims(0).d[0], a.heads, head, a.q_scale,
                     a.heads_first, call.stream);
+}
+
+template <bool kRotate>
+constexpr Operator Named(const char* name) {
+  return {name,
+          4,
+          {{"num_heads", false, 0},  // has to be given
+           {"packed", false, 0},
+           {"heads_first", false, 0},
+           {"q_scale", true, 1.0f}},
+          Tensors<kRotate>,
+          Refuse<kRotate>,
+          Shapes,
+          Run<kRotate>};
 }
 
 }  // namespace
 
-constexpr Operator kQkNormRope = {"Predict2QkNormRope",
-                                  5,
-                                  {{"num_heads", false, 0},  // has to be given
-                                   {"packed", false, 0},
-                                   {"rotate", false, 0},
-                                   {"heads_first", false, 0},
-                                   {"q_scale", true, 1.0f}},
-                                  Tensors,
-                                  Refuse,
-                                  Shapes,
-                                  Run};
+constexpr Operator kQkNormRope = Named<true>("Predict2QkNormRope");
+constexpr Operator kQkNorm = Named<false>("Predict2QkNorm");
 
 }  // namespace predict2

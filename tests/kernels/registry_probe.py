@@ -49,7 +49,8 @@ def main():
     ours = [creator for creator in registry.all_creators if creator.name not in before]
     log.errors.clear()  # of the machine, such as a missing GPU
     attributes = {
-        "Predict2QkNormRope": {"num_heads": 16, "packed": 1, "rotate": 1, "q_scale": 0.125},
+        "Predict2QkNormRope": {"num_heads": 16, "packed": 1, "q_scale": 0.125},
+        "Predict2QkNorm": {"num_heads": 16},
     }
     created = []
     for listed in ours:

@@ -24,13 +24,15 @@ from predict2_kernels.reference import (
 HERE = Path(__file__).parent
 DECLARATIONS = HERE.parents[1] / "kernels" / "plugin" / "nvinfer"
 ATTRIBUTES = {
-    "Predict2QkNormRope": ["num_heads", "packed", "rotate", "heads_first", "q_scale"],
+    "Predict2QkNormRope": ["num_heads", "packed", "heads_first", "q_scale"],
+    "Predict2QkNorm": ["num_heads", "packed", "heads_first", "q_scale"],
     "Predict2Modulate": [],
     "Predict2GatedModulate": [],
     "Predict2GatedAdd": [],
 }
 OUTPUTS = {
     "Predict2QkNormRope": 3,
+    "Predict2QkNorm": 2,
     "Predict2Modulate": 1,
     "Predict2GatedModulate": 2,
     "Predict2GatedAdd": 1,
@@ -182,7 +184,7 @@ def test_called_plugin_prepares_queries_and_keys(host_library, dtype, packed, ro
     if heads_first:
         expected = [t.transpose(1, 2) for t in expected]
     outputs = [poisoned(*t.shape, dtype=dtype) for t in expected]
-    integers = (heads, packed, rotate, heads_first)
-    assert call(host_library, "Predict2QkNormRope", inputs, outputs, integers, 0.25) == 0
+    name, integers = "Predict2QkNorm" + "Rope" * rotate, (heads, packed, heads_first)
+    assert call(host_library, name, inputs, outputs, integers, 0.25) == 0
     for actual, wanted in zip(outputs, expected, strict=True):
         assert_close(actual, wanted)

@@ -99,7 +99,7 @@ def test_queries_and_keys_equal_their_references(trt, heads_first):
     weights = [normal(head_dim) for _ in range(2)]
     sizes = zip(grid, (22, 21, 21), strict=True)
     tables = [normal(2, positions, channels, dtype=torch.float32) for positions, channels in sizes]
-    attributes = {"num_heads": heads, "packed": 1, "rotate": 1, "heads_first": heads_first}
+    attributes = {"num_heads": heads, "packed": 1, "heads_first": heads_first}
     inputs = [qkv, *weights, *tables]
     outputs = run(trt, "Predict2QkNormRope", inputs, 3, q_scale=0.125, **attributes)
     q, k, v = qkv.cpu().chunk(3, dim=-1)
