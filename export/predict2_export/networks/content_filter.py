@@ -28,7 +28,10 @@ class ContentFilter(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """float32 [B, 3, S, S] in -1..1, RGB, S the spec's image size -> logits [B, 7]."""
-        logits: Tensor = self.network(F.normalize(self.vision_model(picture), dim=-1))
+        features = self.vision_model(picture)
+        # F.normalize written out: its norm lowers to an axis that is computed, which TensorRT's parser refuses.
+        length = features.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-12)
+        logits: Tensor = self.network(features / length)
         return logits
 
 

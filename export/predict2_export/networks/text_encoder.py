@@ -3,7 +3,7 @@
 
 from torch import Tensor, nn
 from transformers import T5Config
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from predict2_spec.networks import TextEncoderSpec
 
@@ -14,7 +14,12 @@ class TextEncoder(nn.Module):
     def __init__(self, spec: TextEncoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder = T5Stack(t5_config(spec))
+        config = t5_config(spec)
+        self.encoder = T5Stack(config)
+        # The same norms in torch's own words, which lower to one operator. transformers' mean over an axis becomes
+        # an axis that is computed, which TensorRT's parser refuses.
+        for owner, name in _norms(self.encoder):
+            setattr(owner, name, nn.RMSNorm(spec.width, eps=config.layer_norm_epsilon))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode prompts.
@@ -34,6 +39,16 @@ class TextEncoder(nn.Module):
         ).last_hidden_state
         # The denoiser attends to all positions and was trained with zeros past the prompt's end.
         return hidden_states * attention_mask[..., None].to(hidden_states.dtype)
+
+
+def _norms(encoder: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every norm of the stack, as the module that holds it and its name there."""
+    return [
+        (owner, name)
+        for owner in encoder.modules()
+        for name, part in owner.named_children()
+        if isinstance(part, T5LayerNorm)
+    ]
 
 
 def t5_config(spec: TextEncoderSpec) -> T5Config:
