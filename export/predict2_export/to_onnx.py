@@ -25,6 +25,7 @@ from predict2_spec.errors import Predict2Error
 from .checkpoint.stored import StoredTensor
 from .checkpoint.wording import amount
 from .networks.export_graph import ExportGraph
+from .networks.onnx_functions import add_functions
 
 OPSET = 23  # Attention and RMSNormalization as single operators
 Report = Callable[[str], None]  # is told one line of progress
@@ -109,6 +110,7 @@ def write_onnx(
         )
     assert program is not None
     model: ir.Model = program.model
+    add_functions(model, from_torch_dtype(next(network.parameters()).dtype))
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: half of the file, and paths of this machine
     names = {id(parameter): name for name, parameter in network.named_parameters()}

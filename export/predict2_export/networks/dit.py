@@ -7,7 +7,7 @@ S = h*w tokens of a frame, N tokens, D model width, E channels of an attention h
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from predict2_spec.networks import LATENT_CHANNELS, Axes, DitSpec, Neighborhood
 from predict2_spec.video import PATCH
 
+from .fused import (
+    EPS,
+    Rotation,
+    adaln_modulate,
+    attention,
+    gated_residual_modulate,
+    merge_heads,
+    queries_and_keys,
+    split_heads,
+)
 from .neighborhood import neighborhood_attention
 
-EPS = 1e-6  # of every norm in the network
 THETA = 10000.0  # base of the rotary and of the time frequencies
 
 
@@ -61,17 +70,23 @@ class Dit(nn.Module):
         """
         _, _, frames, height, width = hidden_states.shape
         grid = (frames, height // PATCH, width // PATCH)
-        rotation = self.pos_embedder(grid)  # [2, N, E/2]
+        rotation = self.pos_embedder(grid)
 
         sinusoid = self.t_embedder[0](timestep.to(hidden_states.dtype))  # [B, T, D]
         time_shift = self.t_embedder[1](sinusoid)  # [B, T, 3D], added to every block's modulation
         time = self.t_embedding_norm(sinusoid)  # the bare sinusoid, not the MLP's output
 
         x = self.x_embedder(hidden_states, condition_mask)  # [B, T, S, D]
-        for block in self.blocks:
-            x = block(x, time, time_shift, encoder_hidden_states, rotation, grid)
-        patches = self.final_layer(x, time, time_shift)  # [B, T, S, 64]
-        return unpatchify(patches, grid)
+        blocks = cast("list[Block]", list(self.blocks))
+        own = [block.modulations(time, time_shift) for block in blocks]
+        firsts = [
+            *(modulations[0] for modulations in own),
+            self.final_layer.modulation(time, time_shift),
+        ]
+        u = adaln_modulate(x, firsts[0])
+        for block, modulations, following in zip(blocks, own, firsts[1:], strict=True):
+            x, u = block(x, u, modulations, following, encoder_hidden_states, rotation, grid)
+        return unpatchify(self.final_layer(u), grid)
 
 
 class PatchEmbed(nn.Module):
@@ -153,15 +168,10 @@ class RotaryTables(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
 
-    def forward(self, grid: Axes) -> Tensor:
-        """(T, h, w) -> cosines and sines [2, N, E/2] in fp32; tokens by frame, row, column."""
+    def forward(self, grid: Axes) -> Rotation:
+        """The tables cut to a grid (T, h, w), in fp32."""
         frames, rows, columns = grid
-        parts = [
-            self.frames[:, :frames, None, None].expand(-1, -1, rows, columns, -1),
-            self.rows[:, None, :rows, None].expand(-1, frames, -1, columns, -1),
-            self.columns[:, None, None, :columns].expand(-1, frames, rows, -1, -1),
-        ]
-        return torch.cat(parts, dim=-1).flatten(1, 3)
+        return Rotation(self.frames[:, :frames], self.rows[:, :rows], self.columns[:, :columns])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A cast of the whole network must not round the tables: the original keeps them in fp32.
@@ -192,14 +202,6 @@ def rotary_table(angles: Tensor) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn channel j of [B, heads, N, E] with channel j + E/2, in fp32 at least, back in its dtype."""
-    cos, sin = rotation[0], rotation[1]
-    first, second = parts(x, 2)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.to(x.dtype)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, each modulated and gated by the time."""
 
@@ -213,30 +215,35 @@ class Block(nn.Module):
         self.cross_attn = Attention(spec, spec.text_width)
         self.mlp = Mlp(width, spec.mlp_ratio * width)
 
-    def forward(
+    def modulations(self, time: Tensor, time_shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shift, scale and gate [B, T, 3D] of each sub-layer; time [B, T, D], time_shift [B, T, 3D]."""
+        return (
+            self.adaln_modulation_self_attn(time) + time_shift,
+            self.adaln_modulation_cross_attn(time) + time_shift,
+            self.adaln_modulation_mlp(time) + time_shift,
+        )
+
+    def forward(  # the last three are the same for every block
         self,
         x: Tensor,
-        time: Tensor,
-        time_shift: Tensor,
+        u: Tensor,
+        modulations: tuple[Tensor, Tensor, Tensor],
+        following: Tensor,
         text: Tensor,
-        rotation: Tensor,
+        rotation: Rotation,
         grid: Axes,
-    ) -> Tensor:
-        """[B, T, S, D] -> the same; time [B, T, D], time_shift [B, T, 3D], text [B, N, text_width]."""
-        m = self.adaln_modulation_self_attn(time) + time_shift
-        shift, scale, gate = parts(m[:, :, None], 3)  # [B, T, 1, D]
-        u = modulate(x, shift, scale).flatten(1, 2)
-        x = x + gate * self.self_attn(u, u, rotation, grid).view_as(x)
+    ) -> tuple[Tensor, Tensor]:
+        """The stream x [B, T, S, D] and u, which is x modulated for this block -> both for what follows.
 
-        m = self.adaln_modulation_cross_attn(time) + time_shift
-        shift, scale, gate = parts(m[:, :, None], 3)
-        u = modulate(x, shift, scale).flatten(1, 2)
-        x = x + gate * self.cross_attn(u, text).view_as(x)
-
-        m = self.adaln_modulation_mlp(time) + time_shift
-        shift, scale, gate = parts(m[:, :, None], 3)
-        x = x + gate * self.mlp(modulate(x, shift, scale))
-        return x
+        `following` modulates for the next block or the final layer; text is [B, N, text_width].
+        """
+        of_self, of_cross, of_mlp = modulations
+        tokens = u.flatten(1, 2)
+        y = self.self_attn(tokens, tokens, rotation, grid)
+        x, u = gated_residual_modulate(x, y, of_self, of_cross)
+        y = self.cross_attn(u.flatten(1, 2), text)
+        x, u = gated_residual_modulate(x, y, of_cross, of_mlp)
+        return gated_residual_modulate(x, self.mlp(u), of_mlp, following)
 
 
 class Attention(nn.Module):
@@ -247,7 +254,6 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.neighborhood = neighborhood  # None is dense
-        self.num_heads = spec.num_heads
         self.q_proj = linear(spec.width, spec.width)
         self.k_proj = linear(context_width, spec.width)
         self.v_proj = linear(context_width, spec.width)
@@ -259,28 +265,23 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         context: Tensor,
-        rotation: Tensor | None = None,
+        rotation: Rotation | None = None,
         grid: Axes | None = None,
     ) -> Tensor:
         """x [B, N, D], context [B, M, context_width] -> [B, N, D]; `grid` is that of the tokens."""
-        q = self.q_norm(self._heads(self.q_proj(x)))
-        k = self.k_norm(self._heads(self.k_proj(context)))
-        v = self._heads(self.v_proj(context))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = self.q_proj(x), self.k_proj(context), self.v_proj(context)
+        weights = self.q_norm.weight, self.k_norm.weight
         if (
             self.neighborhood and grid and grid[0] > 1
         ):  # a single frame is dense, as in the original
-            y = neighborhood_attention(q, k, v, grid, self.neighborhood.on(grid))
+            sparse = self.neighborhood.on(grid)
+            q, k = queries_and_keys(q, k, weights, rotation)
+            y = merge_heads(neighborhood_attention(q, k, split_heads(v, q.shape[-1]), grid, sparse))
         else:
             # No mask: the padded, zeroed text positions take part, as they did in training.
-            y = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.output_proj(y.transpose(1, 2).flatten(2))
+            y = attention(q, k, v, weights, rotation)
+        out: Tensor = self.output_proj(y)
         return out
-
-    def _heads(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        return x.view(batch, tokens, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
 class Mlp(nn.Module):
@@ -305,28 +306,20 @@ class FinalLayer(nn.Module):
         self.adaln_modulation = modulation(spec.width, spec.adaln_rank, count=2)
         self.linear = linear(spec.width, spec.patch_outputs)
 
-    def forward(self, x: Tensor, time: Tensor, time_shift: Tensor) -> Tensor:
-        """[B, T, S, D] -> [B, T, S, 64]."""
-        m = self.adaln_modulation(time) + time_shift[..., : 2 * x.shape[-1]]
-        shift, scale = parts(m[:, :, None], 2)
-        patches: Tensor = self.linear(modulate(x, shift, scale))
+    def modulation(self, time: Tensor, time_shift: Tensor) -> Tensor:
+        """Shift and scale [B, T, 2D]; time [B, T, D], time_shift [B, T, 3D]."""
+        own: Tensor = self.adaln_modulation(time)
+        return own + time_shift[..., : own.shape[-1]]
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The modulated stream [B, T, S, D] -> [B, T, S, 64]."""
+        patches: Tensor = self.linear(u)
         return patches
 
 
 def modulation(width: int, rank: int, count: int) -> nn.Sequential:
     """The low-rank map from the time to `count` of shift, scale and gate."""
     return nn.Sequential(nn.SiLU(), linear(width, rank), linear(rank, count * width))
-
-
-def parts(x: Tensor, count: int) -> list[Tensor]:
-    """The last axis in `count` equal slices; `chunk` becomes a sequence in ONNX, which TensorRT can't parse."""
-    size = x.shape[-1] // count
-    return [x[..., i * size : (i + 1) * size] for i in range(count)]
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then x * (1 + scale) + shift."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

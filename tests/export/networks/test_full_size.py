@@ -2,6 +2,7 @@
 """Blocks as wide as the released ones, and whole position tables, against diffusers' own."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from diffusers.models.transformers.transformer_cosmos import (
 )
 
 from predict2_export.checkpoint.names import dit_state_dict
-from predict2_export.networks.dit import Block, rotary_angles, rotary_table
+from predict2_export.networks.dit import Block, RotaryTables, rotary_angles, rotary_table
+from predict2_export.networks.fused import adaln_modulate
 from predict2_spec import networks as nets
 
 SPECS = {
@@ -72,7 +74,12 @@ def test_a_block_of_full_width_equals_diffusers(case):
     rope = CosmosRotaryPosEmbed(spec.head_dim, rope_scale=spec.rope_scale)
     rotation = rope(torch.empty(1, 1, frames, 2 * rows, 2 * columns))
     half = spec.head_dim // 2  # they repeat the angles for both halves of a head
-    y = block(x, time, time_shift, text, torch.stack(rotation)[..., :half], GRID)
+    tables = RotaryTables(replace(spec, rope_dtype="float32"))(GRID)  # diffusers' precision
+    torch.testing.assert_close(tables.of_tokens, torch.stack(rotation)[..., :half])
+    modulations = block.modulations(time, time_shift)
+    u = adaln_modulate(x, modulations[0])
+    y, following = block(x, u, modulations, time_shift, text, tables, GRID)
+    torch.testing.assert_close(following, adaln_modulate(y, time_shift))
     per_token = [
         modulation.repeat_interleave(rows * columns, dim=1) for modulation in (time, time_shift)
     ]
