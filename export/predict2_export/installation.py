@@ -146,9 +146,8 @@ def recipe_key(
         chosen: how else it is built.
         code: modules of this package that shape it besides those that lower every network.
     """
-    post_trained = f"{recipe.post_trained.ema} {recipe.post_trained.alpha}"
     sha = hashlib.sha256(
-        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device} {post_trained}{chosen}".encode()
+        f"{recipe.network} {recipe.spec} {recipe.precision} {recipe.device} {recipe.choices}{chosen}".encode()
     )
     here = Path(__file__).parent
     files = [here / name for name in (*_LOWERING, *code)]

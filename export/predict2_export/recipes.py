@@ -102,6 +102,11 @@ class Recipe:
         adapter = self.post_trained.adapter
         return [self.checkpoint, *([adapter] if adapter else [])]
 
+    @property
+    def choices(self) -> str:
+        """What the owner chose beside the files, as text; with other choices it is another engine."""
+        return f"{self.post_trained.ema} {self.post_trained.alpha}"
+
     def weights(self) -> dict[str, StoredTensor]:
         """The values of the module's parameters, not read yet.
 

@@ -24,7 +24,7 @@ class Misfits:
     missing: list[str]
     unexpected: list[str]
     misshapen: list[str]  # with both shapes
-    coded: list[str]  # with the dtype: fp8 or integers, which mean nothing without their scales
+    coded: list[str]  # with the dtype: fp8 or integers, which mean nothing to a module without scales
 
     @property
     def problems(self) -> list[str]:
@@ -55,7 +55,8 @@ def misfits(wanted: Weights, state: Weights) -> Misfits:
         coded=[
             f"{key} is {str(state[key].dtype).removeprefix('torch.')}"
             for key in both
-            if wanted[key].dtype.is_floating_point and state[key].dtype not in _FLOATS
+            if wanted[key].dtype.is_floating_point
+            and state[key].dtype not in (*_FLOATS, wanted[key].dtype)
         ],
     )
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large a denoiser's inputs get: measured once, kept as JSON, and good for engines built anywhere."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from predict2_export.networks.fp8 import scale_of
+from predict2_spec.errors import CheckpointError
+
+FORMAT = 1  # raised when a field changes its meaning
+MARGIN = 0.1  # a prompt that wasn't measured may reach somewhat higher
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured, on what."""
+
+    preset: str
+    network: str  # the stage: text2image_denoiser or video2world_denoiser
+    checkpoint_sha256: str  # over the files of its weights, an adapter included
+    prompts: tuple[str, ...]
+    num_steps: int  # of every generation; one clean pass followed
+    margin: float  # the share that is added to `amax`
+    modelopt: str  # the version that measured
+    amax: dict[str, float]  # layer -> largest magnitude of its input
+    format: int = FORMAT
+
+    def input_scales(self, layers: Iterable[str]) -> dict[str, float]:
+        """The scale of each layer's input, exact in bfloat16.
+
+        Raises:
+            CheckpointError: a layer wasn't measured, or its input was no number.
+        """
+        layers = list(layers)
+        unusable = [name for name in layers if not math.isfinite(self.amax.get(name, math.nan))]
+        if unusable:
+            raise CheckpointError(
+                f"the calibration of {self.network} says nothing of {len(unusable)} layers, such as {unusable[0]}; "
+                "calibrate again with predict2-export calibrate"
+            )
+        return {
+            name: scale_of(torch.tensor(self.amax[name] * (1 + self.margin))).item()
+            for name in layers
+        }
+
+    def check(self, network: str, checkpoint_sha256: str, source: str) -> None:
+        """Refuse what was measured on other weights.
+
+        Args:
+            network: the stage that is built.
+            checkpoint_sha256: of its weights.
+            source: what the message of an error calls the calibration, such as its path.
+
+        Raises:
+            CheckpointError: it was.
+        """
+        if self.network != network or self.checkpoint_sha256 != checkpoint_sha256:
+            raise CheckpointError(
+                f"{source} was measured on {self.network} of preset {self.preset} with checkpoint "
+                f"{self.checkpoint_sha256:.12}, and {network} is built from {checkpoint_sha256:.12}; calibrate again "
+                "with predict2-export calibrate, on the same files and flags as the build"
+            )
+
+    def to_json(self) -> str:
+        """The text of a calibration file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration file.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} is a calibration of format {values['format']} and this software reads {FORMAT}; calibrate again"
+            )
+        amax = {str(name): float(value) for name, value in values.pop("amax").items()}
+        return Calibration(amax=amax, prompts=tuple(values.pop("prompts")), **values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} can't be read as a calibration ({error}); make one with predict2-export calibrate"
+        ) from error

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A denoiser with FP8 linears, as a recipe like any other: whoever lowers or builds it needn't know."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from predict2_export.checkpoint.fp8 import quantized
+from predict2_export.checkpoint.stored import StoredTensor
+from predict2_export.installation import Report, digest
+from predict2_export.networks.fp8 import quantize_linears
+from predict2_export.recipes import Recipe
+from predict2_export.toy import whole_file
+from predict2_export.verify import Limits
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import DitSpec
+from predict2_spec.presets import Preset
+
+from .calibrate import DENOISERS, Measurement, calibrate
+from .calibration import Calibration, read_calibration
+from .layers import DEFAULT_LAYERS, Fp8Layers
+
+# Engine and module differ as float32 does, by some 1e-6. Where that carries a number over the middle between two e4m3
+# codes, it moves by an eighth of itself; of the thousands of numbers that a sum has, that befalls a few.
+FP8 = Limits(min_cosine=0.9999, max_error=2e-2)
+
+
+@dataclass(frozen=True)
+class Fp8Recipe(Recipe):
+    """One denoiser to build in FP8."""
+
+    exact: Recipe = field(kw_only=True)
+    input_scales: Mapping[str, float] = field(kw_only=True)  # of every layer in FP8
+
+    @property
+    def choices(self) -> str:
+        """Also the scales, and by their names the layers."""
+        return f"{super().choices} {dict(self.input_scales)}"
+
+    def weights(self) -> dict[str, StoredTensor]:
+        """The values of the module's parameters, rounded to FP8 when they are read."""
+        return quantized(self.exact.weights(), self.input_scales)
+
+
+def fp8_recipe(exact: Recipe, calibration: Calibration, layers: Fp8Layers, source: str) -> Fp8Recipe:  # fmt: skip
+    """The FP8 counterpart of a denoiser's recipe.
+
+    Args:
+        exact: the denoiser's.
+        calibration: what was measured on its weights.
+        layers: which of its layers are in FP8.
+        source: what the message of an error calls the calibration, such as its path.
+
+    Raises:
+        CheckpointError: the calibration is another network's or says too little.
+        InvalidRequestError: the choice of layers doesn't fit the network.
+    """
+    assert isinstance(exact.spec, DitSpec)
+    calibration.check(exact.network, digest(exact.weight_files), source)
+    names = layers.names(exact.spec)
+    same = {f.name: getattr(exact, f.name) for f in fields(exact)}
+    own = {
+        "make": partial(_quantized_network, exact, names),
+        "limits": FP8,
+        "precision": "fp8",
+        "exact": exact,
+        "input_scales": calibration.input_scales(names),
+    }
+    return Fp8Recipe(**(same | own))
+
+
+def _quantized_network(exact: Recipe, names: Sequence[str]) -> nn.Module:
+    return quantize_linears(exact.make(), names)
+
+
+@dataclass(frozen=True)
+class Fp8Choice:
+    """The owner's wishes for the level `fp8`."""
+
+    how: Measurement  # used where no calibration is given
+    layers: Fp8Layers = DEFAULT_LAYERS
+    calibrations: tuple[Path, ...] = ()  # each says which denoiser it is of
+
+
+def fp8_recipes(
+    preset: Preset,
+    found: Sequence[Recipe],
+    choice: Fp8Choice,
+    folder: Path,
+    report: Report,
+    *,
+    only: str = "",
+) -> list[Recipe]:
+    """A preset's recipes with its denoisers in FP8, which are measured where nobody has yet.
+
+    Args:
+        preset: what to serve.
+        found: its recipes.
+        choice: calibrations, or how to make them.
+        folder: where calibrations that are made are kept, and found again; made when missing.
+        report: is told how far it is.
+        only: leave all recipes but this stage's as they are.
+
+    Raises:
+        CheckpointError: a calibration is of other weights, or a file is missing or damaged.
+        InvalidRequestError: a calibration is of no denoiser that is built.
+        Predict2Error: there is something to measure and the quantizer isn't installed.
+    """
+    wanted = [r for r in found if r.network in DENOISERS and only in ("", r.network)]
+    given = {}
+    for path in choice.calibrations:
+        calibration = read_calibration(path)
+        if calibration.network not in [r.network for r in wanted] or calibration.network in given:
+            raise InvalidRequestError(
+                f"{path} is a calibration of {calibration.network:.40}, which isn't built here or was given another; "
+                f"give one of each of {', '.join(r.network for r in wanted) or 'no stage: --only names none'}"
+            )
+        given[calibration.network] = calibration, str(path)
+    made: dict[str, Recipe] = {}
+    for recipe in wanted:
+        recipe.check_lowerable()
+        calibration, source = given.get(recipe.network) or _own(
+            preset, found, recipe, choice.how, folder, report
+        )
+        made[recipe.network] = fp8_recipe(recipe, calibration, choice.layers, source)
+    return [made.get(recipe.network, recipe) for recipe in found]
+
+
+def _own(
+    preset: Preset,
+    found: Sequence[Recipe],
+    recipe: Recipe,
+    how: Measurement,
+    folder: Path,
+    report: Report,
+) -> tuple[Calibration, str]:
+    """A calibration made here before, or made now."""
+    path = folder / f"{recipe.network}.calibration.json"
+    if path.is_file() and all(path.exists() for path in recipe.weight_files):
+        kept = read_calibration(path)
+        asked = (digest(recipe.weight_files), how.prompts, how.num_steps, how.margin)
+        if asked == (kept.checkpoint_sha256, kept.prompts, kept.num_steps, kept.margin):
+            return kept, str(path)
+    calibration = calibrate(preset, found, recipe.network, how, report)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(calibration.to_json(), encoding="utf-8")
+    report(f"{path} keeps the calibration")
+    return calibration, str(path)
