@@ -24,8 +24,9 @@ from .calibration import Calibration, read_calibration
 from .layers import DEFAULT_LAYERS, Fp8Layers
 
 # Engine and module differ as float32 does, by some 1e-6. Where that carries a number over the middle between two e4m3
-# codes, it moves by an eighth of itself; of the thousands of numbers that a sum has, that befalls a few.
-FP8 = Limits(min_cosine=0.9999, max_error=2e-2)
+# codes it moves by up to an eighth, and so do others after it. Of the toy's answers to 48 random inputs the furthest
+# had a cosine of 0.9994 and an error of 0.05; a wrong scale is ten times as far.
+FP8 = Limits(min_cosine=0.998, max_error=0.1)
 
 
 @dataclass(frozen=True)

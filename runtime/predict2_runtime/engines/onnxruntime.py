@@ -33,6 +33,8 @@ def open_onnxruntime(path: Path, graph: Graph, device: str) -> Engine:
     # A server holds many sessions and runs one at a time: threads that spin while they wait would take the
     # cores from the one that works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # It would move the roundings of FP8 graphs into operators that take no FP8; other graphs have none.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
