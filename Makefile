@@ -44,6 +44,7 @@ check: $(VENV)/.installed  ## Lint, formatting, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/types/check_tensorrt.py build/types
 	$(BIN)/lint-imports
 	git ls-files '*.cu' '*.cuh' '*.h' '*.cpp' | xargs -r $(BIN)/clang-format --dry-run --Werror
 

@@ -4,9 +4,11 @@
 import io
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -26,9 +28,11 @@ def to_unit_range(frames: Frames) -> NDArray[np.float32]:
     return frames.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def from_unit_range(frames: NDArray[np.float32]) -> Frames:
-    """Floats in about -1..1 to bytes: clamped, then rounded."""
-    return ((frames + 1) * np.float32(127.5) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+def from_unit_range(frames: Any) -> Any:
+    """Floats in about -1..1 to bytes: clamped, then rounded. A numpy array, or a torch tensor where it is."""
+    xp = array_namespace(frames)
+    wide = xp.astype(frames, xp.float32, copy=False)
+    return xp.astype(((wide + 1) * 127.5 + 0.5).clip(0, 255), xp.uint8)
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -45,6 +45,8 @@ class Verification:
     min_cosine: float
     max_error: float  # largest |difference| over the largest |reference|
     max_error_limit: float
+    # What else answered the same inputs: name -> cosine and largest error, from the same reference.
+    beside: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,15 @@ class Manifest:
     plugins: dict[str, str] = field(default_factory=dict)  # it needs; name -> version
     plugins_inside: bool = False  # their code is in the plan, so that it needs no library
     weights: Weights = "fixed"
-    version_compatible: bool = False  # runs with later TensorRTs of the same major version too
+    version_compatible: bool = False  # runs with later versions of TensorRT too
     cuda_graphs: int = 0  # shapes of each graph whose launches are recorded and replayed; 0: none
+
+    @property
+    def rebuild_command(self) -> str:
+        """What to type to have this engine built again on this machine."""
+        command = "build" if self.kind == "onnxruntime" else "engine"
+        flavour = "" if self.kind == "onnxruntime" else f" --flavour {self.kind}"
+        return f"predict2-export {command} --preset {self.preset} --only {self.network}{flavour}"
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

@@ -8,10 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from predict2_spec.errors import EngineMismatchError
-from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
+from predict2_spec.manifest import MANIFEST_FILE, Manifest
+
+from .bindings import FLAVOURS
 
 # Callable like the module it replaces: names -> tensors in, names -> tensors out.
 Engine = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _same(array: Any) -> Any:
+    return array
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How numpy arrays get to where an engine computes, and its arrays back. As made, they stay what they are."""
+
+    to_engine: Callable[[Any], Any] = _same
+    to_numpy: Callable[[Any], Any] = _same  # of a narrower type, floats become float32
+
+
+NUMPY = Placement()
 
 
 @dataclass(frozen=True)
@@ -19,7 +36,18 @@ class InstalledEngine:
     """An engine's manifest and its graphs, ready to be called."""
 
     manifest: Manifest
-    graphs: dict[str, Engine]
+    graphs: dict[str, Engine]  # from the engine's kind of arrays to the same kind
+    placement: Placement = NUMPY
+
+    def on_numpy(self, graph: str) -> Engine:
+        """A graph as a function from numpy arrays to numpy arrays, wherever it computes."""
+        run, placement = self.graphs[graph], self.placement
+
+        def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            outputs = run({name: placement.to_engine(value) for name, value in inputs.items()})
+            return {name: placement.to_numpy(value) for name, value in outputs.items()}
+
+        return run if placement is NUMPY else call
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -38,8 +66,8 @@ def open_engine(folder: Path, network: str) -> InstalledEngine:
     """Open the engine of `network` installed in `folder`.
 
     Raises:
-        EngineMismatchError: it is another network's, its kind isn't known here, or its files don't match its
-            manifest. The message says what to rebuild.
+        EngineMismatchError: it is another network's, its kind isn't known here, its files don't match its manifest,
+            or it doesn't fit this machine. The message says what to rebuild.
     """
     manifest = read_manifest(folder)
     if manifest.network != network:
@@ -47,29 +75,45 @@ def open_engine(folder: Path, network: str) -> InstalledEngine:
             f"{folder} holds the engine of {manifest.network}, not of {network}; build {network} again"
         )
     for graph in manifest.graphs.values():
-        _check_size(folder / graph.file, graph.size_bytes, network)
+        _check_size(folder / graph.file, graph.size_bytes, manifest)
         if graph.data_file:
-            _check_size(folder / graph.data_file, graph.data_size_bytes, network)
-    opener = _opener(manifest)
-    return InstalledEngine(
-        manifest,
-        {name: opener(folder / graph.file, graph) for name, graph in manifest.graphs.items()},
-    )
+            _check_size(folder / graph.data_file, graph.data_size_bytes, manifest)
+    return _opener(manifest)(folder, manifest)
 
 
-def _opener(manifest: Manifest) -> Callable[[Path, Graph], Engine]:
+def _opener(manifest: Manifest) -> Callable[[Path, Manifest], InstalledEngine]:
     if manifest.kind == "onnxruntime":
-        from .onnxruntime import open_onnxruntime
-
-        return partial(open_onnxruntime, device=manifest.device)
+        return _open_onnxruntime
+    for flavour in FLAVOURS:
+        if manifest.kind == flavour:
+            try:
+                from .tensorrt import open_tensorrt
+            except ModuleNotFoundError as error:
+                raise EngineMismatchError(
+                    f"{manifest.network} is an engine of {flavour}, which computes on torch's tensors, and {error}; "
+                    "install torch for this machine's CUDA"
+                ) from error
+            return partial(open_tensorrt, flavour=flavour)
     raise EngineMismatchError(
         f"engine kind {manifest.kind!r} of {manifest.network} can't be run by this version; "
-        "it runs onnxruntime. Build the engine again with predict2-export"
+        f"it runs onnxruntime, {', '.join(FLAVOURS)}. Build the engine again with predict2-export"
     )
 
 
-def _check_size(path: Path, expected: int, network: str) -> None:
+def _open_onnxruntime(folder: Path, manifest: Manifest) -> InstalledEngine:
+    from .onnxruntime import open_onnxruntime
+
+    graphs = {
+        name: open_onnxruntime(folder / graph.file, graph, manifest.device)
+        for name, graph in manifest.graphs.items()
+    }
+    return InstalledEngine(manifest, graphs)
+
+
+def _check_size(path: Path, expected: int, manifest: Manifest) -> None:
     actual = path.stat().st_size if path.is_file() else None
     if actual != expected:
         found = "is missing" if actual is None else f"has {actual} bytes instead of {expected}"
-        raise EngineMismatchError(f"{path} {found}; build {network} again with predict2-export")
+        raise EngineMismatchError(
+            f"{path} {found}; build {manifest.network} again: {manifest.rebuild_command}"
+        )

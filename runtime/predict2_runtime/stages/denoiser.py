@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from predict2_runtime.engines import Engine, open_engine
+from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
@@ -17,6 +18,14 @@ from predict2_spec.video import LatentShape
 
 from . import Arrays
 
+_TENSORS = (
+    "latents",
+    "previous_x0",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "condition_latents",
+)
+
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -25,11 +34,13 @@ class Denoiser:
     preset: Preset
     task: Task  # text2image or video2world
     engine: Engine
+    placement: Placement = NUMPY  # the engine's
 
     @classmethod
     def open(cls, folder: Path, preset: Preset, task: Task) -> "Denoiser":
         """The stage whose engine is installed in `folder`."""
-        return cls(preset, task, open_engine(folder, f"{task}_denoiser").graphs["main"])
+        opened = open_engine(folder, f"{task}_denoiser")
+        return cls(preset, task, opened.graphs["main"], opened.placement)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
@@ -37,24 +48,32 @@ class Denoiser:
         Raises:
             InvalidRequestError: a shape or a number is outside what the network takes.
         """
-        latents, previous = inputs["latents"], inputs["previous_x0"]
-        condition = inputs.get("condition_latents")
-        self._check_shapes(latents, previous, condition)
+        self._check_shapes(
+            inputs["latents"], inputs["previous_x0"], inputs.get("condition_latents")
+        )
         _check_numbers(inputs)
         scale = float(inputs["guidance"][0])
         check_guidance("guidance", scale)
-        guidance = Guidance(
-            self._text(inputs, "prompt_embeds"), self._text(inputs, "negative_prompt_embeds"), scale
-        )
         step = _find_step(inputs, self.preset.distilled and self.task == "text2image")
-        x0 = guided_x0(self._velocity, latents, step.sigma, guidance, condition)
-        return {"latents": update(step, latents, x0, previous), "x0": x0}
+        self._check_text(inputs)
+        # where the engine is they stay for the whole step
+        placed = {
+            name: self.placement.to_engine(inputs[name]) for name in _TENSORS if name in inputs
+        }
+        latents, previous = placed["latents"], placed["previous_x0"]
+        embeds = placed["prompt_embeds"], placed.get("negative_prompt_embeds")
+        condition = placed.get("condition_latents")
+        x0 = guided_x0(self._velocity, latents, step.sigma, Guidance(*embeds, scale), condition)
+        result = {"latents": update(step, latents, x0, previous), "x0": x0}
+        return {name: self.placement.to_numpy(array) for name, array in result.items()}
 
     def _velocity(self, latents: Array, time: Array, embeds: Array, mask: Array | None) -> Array:
         inputs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": embeds}
+        xp = array_namespace(latents)
         if self.preset.dit(self.task).condition_mask:
-            inputs["condition_mask"] = np.zeros_like(latents[:, :1]) if mask is None else mask
-        return self.engine(inputs)["velocity"]
+            inputs["condition_mask"] = xp.zeros_like(latents[:, :1]) if mask is None else mask
+        # the sampler's arithmetic is float32, whatever the network's is
+        return xp.astype(self.engine(inputs)["velocity"], xp.float32, copy=False)
 
     def _check_shapes(self, latents: Array, previous: Array, condition: Array | None) -> None:
         self.preset.check(self.task, LatentShape(*latents.shape[1:]).pixels)
@@ -70,14 +89,13 @@ class Denoiser:
                 f"condition_latents {condition.shape} must be the first frames of latents {latents.shape}"
             )
 
-    def _text(self, inputs: Arrays, name: str) -> Array | None:
-        embeds = inputs.get(name)
+    def _check_text(self, inputs: Arrays) -> None:
         expected = self.preset.text_encoder.num_tokens, self.preset.dit(self.task).text_width
-        if embeds is not None and embeds.shape != expected:
-            raise InvalidRequestError(
-                f"{name} {embeds.shape} must be {expected}, as text_encoder makes it"
-            )
-        return embeds
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            if name in inputs and inputs[name].shape != expected:
+                raise InvalidRequestError(
+                    f"{name} {inputs[name].shape} must be {expected}, as text_encoder makes it"
+                )
 
 
 def _check_numbers(inputs: Arrays) -> None:

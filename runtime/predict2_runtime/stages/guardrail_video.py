@@ -34,15 +34,15 @@ class GuardrailVideo:
     """Refuses a clip for a single unsafe frame; of a safe one it pixelates faces."""
 
     spec: FrameGuardSpec
-    content: Engine
+    content: Engine  # on numpy arrays, as the next
     faces: Engine
     shapes: tuple[tuple[int, int], ...]  # as largest_shapes gives them
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "GuardrailVideo":
         """The stage whose engine is installed in `folder`."""
-        graphs = open_engine(folder, GUARDRAIL_VIDEO.name).graphs
-        return cls(preset.frame_guard, graphs[CONTENT], graphs[FACES], largest_shapes(preset))
+        content, faces = map(open_engine(folder, GUARDRAIL_VIDEO.name).on_numpy, (CONTENT, FACES))
+        return cls(preset.frame_guard, content, faces, largest_shapes(preset))
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`frames` UINT8 [F, H, W, 3] -> `frames` to show, and a `verdict` as JSON.

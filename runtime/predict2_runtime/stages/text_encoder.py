@@ -24,15 +24,14 @@ class TextEncoder:
     """Tokenizes and encodes; rows past a prompt's end are zero."""
 
     tokenizer: Tokenizer
-    encode: Engine
+    encode: Engine  # on numpy arrays
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "TextEncoder":
         """The stage whose engine and tokenizer are installed in `folder`."""
         engine = open_engine(folder, TEXT_ENCODER.name)
-        return cls(
-            open_tokenizer(folder / TOKENIZER_FILE, preset.text_encoder), engine.graphs["main"]
-        )
+        tokenizer = open_tokenizer(folder / TOKENIZER_FILE, preset.text_encoder)
+        return cls(tokenizer, engine.on_numpy("main"))
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`prompt` strings [n] -> `prompt_embeds` FP32 [n, tokens, width].

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from array_api_compat import array_namespace
 
-from predict2_runtime.engines import Engine, open_engine
+from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.frames import from_unit_range, to_unit_range
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.presets import Preset
@@ -22,9 +22,12 @@ _CACHE_OUT, _CACHE_IN = "next_cache_", "cache_"
 
 
 def _stream(
-    first: Engine, following: Engine, name: str, chunks: Iterable[NDArray[np.float32]]
+    first: Engine, following: Engine, name: str, chunks: Iterable[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Run the first chunk, then each later one with the caches the one before left."""
+    """Run the first chunk, then each later one with the caches the one before left.
+
+    The caches are the engine's own arrays throughout: they stay on its device and of its type.
+    """
     caches: dict[str, Any] = {}
     for index, chunk in enumerate(chunks):
         outputs = (following if index else first)({name: chunk, **caches})
@@ -49,12 +52,13 @@ class VaeEncoder:
     preset: Preset
     first: Engine
     following: Engine
+    placement: Placement = NUMPY  # the engines'
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "VaeEncoder":
         """The stage whose engine is installed in `folder`."""
-        graphs = open_engine(folder, VAE_ENCODER.name).graphs
-        return cls(preset, graphs["first"], graphs["next"])
+        opened = open_engine(folder, VAE_ENCODER.name)
+        return cls(preset, opened.graphs["first"], opened.graphs["next"], opened.placement)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`frames` UINT8 [1 + 4k, H, W, 3] -> `latents` FP32 [16, 1 + k, H/8, W/8].
@@ -68,7 +72,11 @@ class VaeEncoder:
         chunks = [video[:, :, :1]]
         starts = range(1, video.shape[2], TEMPORAL_STRIDE)
         chunks += [video[:, :, i : i + TEMPORAL_STRIDE] for i in starts]
-        parts = [out["latents"] for out in _stream(self.first, self.following, "frames", chunks)]
+        placed = map(self.placement.to_engine, chunks)
+        parts = [
+            self.placement.to_numpy(out["latents"])
+            for out in _stream(self.first, self.following, "frames", placed)
+        ]
         return {"latents": np.concatenate(parts, axis=2)[0]}
 
 
@@ -79,12 +87,14 @@ class VaeDecoder:
     preset: Preset
     first: Engine
     following: Engine
+    placement: Placement = NUMPY  # the engines'
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "VaeDecoder":
         """The stage whose engine is installed in `folder`."""
-        graphs = open_engine(folder, VAE_DECODER.name).graphs
-        return cls(preset, graphs["first"], graphs.get("next", _no_more))  # images have one graph
+        opened = open_engine(folder, VAE_DECODER.name)
+        following = opened.graphs.get("next", _no_more)  # images have one graph
+        return cls(preset, opened.graphs["first"], following, opened.placement)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3].
@@ -100,8 +110,14 @@ class VaeDecoder:
                 "latents hold NaN or infinite values; there is nothing to decode"
             )
         chunks = [latents[:, :, i : i + 1] for i in range(latents.shape[2])]
+        placed = map(self.placement.to_engine, chunks)
         parts = [
-            from_unit_range(out["frames"][0].transpose(1, 2, 3, 0))
-            for out in _stream(self.first, self.following, "latents", chunks)
+            self.placement.to_numpy(_pictures(out["frames"][0]))
+            for out in _stream(self.first, self.following, "latents", placed)
         ]
         return {"frames": np.concatenate(parts)}
+
+
+def _pictures(frames: Any) -> Any:
+    """Floats [3, F, H, W] as bytes [F, H, W, 3], where they are: bytes take a quarter of the way to the CPU."""
+    return from_unit_range(array_namespace(frames).permute_dims(frames, (1, 2, 3, 0)))

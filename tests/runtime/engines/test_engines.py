@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -55,9 +57,10 @@ def test_another_networks_engine_is_refused(installed):
 
 def test_an_unknown_kind_is_refused(installed):
     with pytest.raises(
-        EngineMismatchError, match="engine kind 'tensorrt' of vae_decoder can't be run"
+        EngineMismatchError,
+        match="engine kind 'abacus' of vae_decoder can't be run by this version; it runs onnxruntime, tensorrt, tens",
     ):
-        opened(installed, kind="tensorrt")
+        opened(installed, kind="abacus")
 
 
 def test_an_engine_for_a_device_that_is_not_here_is_refused(installed):
@@ -77,7 +80,8 @@ def test_a_file_of_another_length_is_refused(installed):
 def test_a_missing_file_is_refused(installed):
     (installed[0] / "main.onnx").unlink()
     with pytest.raises(
-        EngineMismatchError, match=r"main\.onnx is missing; build vae_decoder again"
+        EngineMismatchError,
+        match=r"main\.onnx is missing; build vae_decoder again: predict2-export build --preset toy --only vae_decoder$",
     ):
         opened(installed)
 
@@ -93,3 +97,18 @@ def test_a_damaged_graph_is_refused(installed):
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(EngineMismatchError, match=r"can.t open .*main\.onnx"):
         opened(installed)
+
+
+def test_on_numpy_is_the_graph_itself_where_it_computes_on_numpy_arrays(installed):
+    engine = opened(installed)
+    assert engine.on_numpy("main") is engine.graphs["main"]
+
+
+def test_nothing_of_torch_is_imported_for_onnxruntime(installed):
+    opened(installed)  # writes the manifest
+    code = (
+        "import sys, pathlib; from predict2_runtime.engines import open_engine;"
+        f"open_engine(pathlib.Path({str(installed[0])!r}), 'vae_decoder');"
+        "assert not {'torch', 'tensorrt', 'tensorrt_rtx_bindings'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
