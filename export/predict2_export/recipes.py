@@ -125,9 +125,9 @@ class Recipe:
         load_strict(module, weights, str(self.checkpoint))
         return module.eval().requires_grad_(False)
 
-    def lowerable(self) -> tuple[nn.Module, Graphs]:
-        """The network as it is traced, without storage, and its graphs."""
-        return hollow_graphs(self.make, self.graphs)
+    def lowerable(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Graphs]:
+        """The network as it is traced, its parameters of this type and without storage, and its graphs."""
+        return hollow_graphs(self.make, self.graphs, dtype)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,16 @@ class ScriptedRecipe(Recipe):
         """The program."""
         return self.make()
 
-    def lowerable(self) -> tuple[nn.Module, Graphs]:
-        """The program as a graph of torch's, weights included, and what is traced of it."""
+    def lowerable(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Graphs]:
+        """The program as a graph of torch's, weights included, and what is traced of it.
+
+        Raises:
+            InvalidRequestError: in another type than float32, as its casts were traced for that one.
+        """
+        if dtype != torch.float32:
+            raise InvalidRequestError(
+                f"{self.checkpoint} is a program and can't be lowered in {dtype}; take --dtype float32"
+            )
         network = self.make()
         assert isinstance(network, scripted_vae.ImageDecoder)
         network = scripted_vae.lowerable(network, str(self.checkpoint))

@@ -44,6 +44,10 @@ class VerificationError(Predict2Error):
     """A lowered engine's answers are further from the torch module's than its limit."""
 
 
+class EngineBuildError(Predict2Error):
+    """A network can't be made into an engine; nothing of it was installed."""
+
+
 class ServerError(Predict2Error):
     """The server failed in a way the caller can't mend."""
 
