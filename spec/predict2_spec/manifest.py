@@ -100,13 +100,18 @@ class Manifest:
                 )
             values["graphs"] = {k: _graph(v) for k, v in values["graphs"].items()}
             values["verification"] = {
-                k: Verification(**v) for k, v in values["verification"].items()
+                k: _verification(v) for k, v in values["verification"].items()
             }
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineMismatchError(
                 f"{MANIFEST_FILE} is damaged ({error}); build the engine again with predict2-export"
             ) from error
+
+
+def _verification(values: dict[str, Any]) -> Verification:
+    beside = {name: (cosine, error) for name, (cosine, error) in values.pop("beside", {}).items()}
+    return Verification(**values, beside=beside)
 
 
 def _graph(values: dict[str, Any]) -> Graph:
