@@ -14,6 +14,7 @@ from predict2_spec.errors import EngineMismatchError
 from predict2_spec.manifest import Graph, Manifest
 from predict2_spec.presets import Preset, Task
 
+from .fp8.recipe import Fp8Choice, fp8_recipes
 from .installation import (
     Report,
     copy_model,
@@ -34,7 +35,7 @@ KIND = "onnxruntime"
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
-def build(  # noqa: PLR0913  # the last five are the owner's choices, with defaults
+def build(  # noqa: PLR0913  # the last six are the owner's choices, with defaults
     preset: Preset,
     checkpoints: Path,
     templates: Path,
@@ -46,6 +47,7 @@ def build(  # noqa: PLR0913  # the last five are the owner's choices, with defau
     post_trained: Mapping[Task, PostTrained] | None = None,
     trust_torchscript: bool = False,
     guard_frames: bool = True,
+    fp8: Fp8Choice | None = None,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -63,18 +65,22 @@ def build(  # noqa: PLR0913  # the last five are the owner's choices, with defau
         post_trained: denoisers' weights other than the preset's.
         trust_torchscript: run the programs of checkpoints that are programs.
         guard_frames: False leaves out the stage that looks at frames, also where it was built before.
+        fp8: how to make the denoisers of the level fp8; None is the level exact.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
         VerificationError: an engine's answers are not the torch module's; it isn't installed.
     """
+    there = located(preset, checkpoints)
     found = recipes(
-        located(preset, checkpoints),
+        there,
         checkpoints,
         device,
         post_trained,
         trust_torchscript=trust_torchscript,
     )
+    if fp8:
+        found = fp8_recipes(there, found, fp8, output, report, only=only)
     install(
         preset,
         found,

@@ -5,11 +5,16 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from predict2_spec.errors import InvalidRequestError, Predict2Error
 from predict2_spec.presets import PRESETS, Preset, Task, find_preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO, STAGES
+
+from .level import add_level, fp8_choice
+
+if TYPE_CHECKING:
+    from predict2_export.recipes import PostTrained
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "model_repository"
 
@@ -30,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
     )
-    _add_post_trained(parser)
+    add_post_trained(parser)
     parser.add_argument(
         "--trust-torchscript",
         "--trust_torchscript",
@@ -51,10 +56,12 @@ def add_parser(commands: Any) -> None:
         default=TEMPLATES,
         help="where config.pbtxt and model.py are",
     )
+    add_level(parser)
     parser.set_defaults(run=run)
 
 
-def _add_post_trained(parser: argparse.ArgumentParser) -> None:
+def add_post_trained(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name weights other than the preset's."""
     parser.add_argument(
         "--dit-path",
         "--dit_path",
@@ -109,6 +116,26 @@ def by_task(preset: Preset, values: Sequence[str]) -> dict[Task, Path]:
     return found
 
 
+def post_trained(args: argparse.Namespace, preset: Preset) -> "dict[Task, PostTrained]":
+    """What those flags say, by task.
+
+    Raises:
+        InvalidRequestError: they don't fit the preset, or each other.
+    """
+    paths, adapters = by_task(preset, args.dit_path), by_task(preset, args.lora)
+    if args.load_ema and not paths:
+        raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
+    from predict2_export.recipes import PostTrained  # torch takes seconds to load
+
+    return {
+        task: PostTrained(
+            paths.get(task), args.load_ema and task in paths, adapters.get(task), args.lora_alpha
+        )
+        for task in preset.tasks
+        if task in paths or task in adapters
+    }
+
+
 def run(args: argparse.Namespace) -> None:
     """Build, with a line of progress for every step."""
     preset = find_preset(args.preset)
@@ -117,25 +144,15 @@ def run(args: argparse.Namespace) -> None:
         raise Predict2Error(
             f"{args.model_repository} doesn't exist; name the checkout's model_repository folder with --model-repository"
         )
-    paths, adapters = by_task(preset, args.dit_path), by_task(preset, args.lora)
-    if args.load_ema and not paths:
-        raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
+    changed = post_trained(args, preset)
     if args.skip_guardrail_video and args.only == GUARDRAIL_VIDEO.name:
         raise InvalidRequestError(
             f"--only {args.only} and --skip-guardrail-video leave nothing to build; drop one of them"
         )
-    from predict2_export.build import build  # torch takes seconds to load; --help shouldn't
-    from predict2_export.recipes import PostTrained
+    from predict2_export.build import build  # as well; --help shouldn't
     from predict2_export.to_onnx import quiet_exporter
 
     quiet_exporter()
-    post_trained = {
-        task: PostTrained(
-            paths.get(task), args.load_ema and task in paths, adapters.get(task), args.lora_alpha
-        )
-        for task in preset.tasks
-        if task in paths or task in adapters
-    }
     began = time.monotonic()
 
     def report(line: str) -> None:
@@ -149,9 +166,10 @@ def run(args: argparse.Namespace) -> None:
         report,
         only=args.only,
         device=args.device,
-        post_trained=post_trained,
+        post_trained=changed,
         trust_torchscript=args.trust_torchscript,
         guard_frames=not args.skip_guardrail_video,
+        fp8=fp8_choice(args, preset),
     )
     if args.only:
         report(f"{args.only} is installed in {output}")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure a denoiser: load it, run whole generations of many prompts, keep the largest inputs of its layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from .trajectories import (
 _PROMPTS = Path(__file__).parent / "prompts"
 _IMAGE, _VIDEO = tensors.TEXT2IMAGE_DENOISER.name, tensors.VIDEO2WORLD_DENOISER.name
 DENOISERS = (_IMAGE, _VIDEO)
+_WIDE = 512  # channels
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def calibrate(
     recipe.check_lowerable()
     check_files(preset, [by_name[n] for n in {tensors.TEXT_ENCODER.name, _IMAGE, network}])
     sha256 = digest(recipe.weight_files)
-    with torch.no_grad():
+    with torch.no_grad(), _threads_for(spec):
         texts = _embedded(by_name[tensors.TEXT_ENCODER.name], how, report)
         run = _generations(preset, by_name[_IMAGE], network, texts, how, report)
         report(f"measuring {network} on {len(how.prompts)} prompts")
@@ -106,6 +108,17 @@ def calibrate(
         modelopt=modelopt,
         amax=amax,
     )
+
+
+@contextmanager
+def _threads_for(spec: DitSpec) -> Iterator[None]:
+    """One thread for tiny layers: they gain nothing from more, and lose much where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if spec.width < _WIDE else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _generations(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The largest magnitudes that reach layers, found by NVIDIA's quantizer. Nothing else of it is used."""
 
+import warnings
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
@@ -63,7 +64,9 @@ def input_amax(
 
 def _quantizer() -> Any:
     try:
-        import modelopt.torch.quantization as quantization  # takes seconds
+        with warnings.catch_warnings():  # about versions of packages that this doesn't use
+            warnings.simplefilter("ignore")
+            import modelopt.torch.quantization as quantization  # takes seconds
     except ImportError as error:
         raise Predict2Error(
             f"{_PACKAGE} can't be used here ({error}); pip install 'cosmos-predict2-triton[fp8]', or give the "

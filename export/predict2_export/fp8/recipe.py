@@ -10,7 +10,7 @@ from torch import nn
 
 from predict2_export.checkpoint.fp8 import quantized
 from predict2_export.checkpoint.stored import StoredTensor
-from predict2_export.installation import Report, digest
+from predict2_export.installation import Report, check_files, digest
 from predict2_export.networks.fp8 import quantize_linears
 from predict2_export.recipes import Recipe
 from predict2_export.toy import whole_file
@@ -111,6 +111,7 @@ def fp8_recipes(
         Predict2Error: there is something to measure and the quantizer isn't installed.
     """
     wanted = [r for r in found if r.network in DENOISERS and only in ("", r.network)]
+    check_files(preset, wanted)
     given = {}
     for path in choice.calibrations:
         calibration = read_calibration(path)
@@ -140,7 +141,7 @@ def _own(
 ) -> tuple[Calibration, str]:
     """A calibration made here before, or made now."""
     path = folder / f"{recipe.network}.calibration.json"
-    if path.is_file() and all(path.exists() for path in recipe.weight_files):
+    if path.is_file():
         kept = read_calibration(path)
         asked = (digest(recipe.weight_files), how.prompts, how.num_steps, how.margin)
         if asked == (kept.checkpoint_sha256, kept.prompts, kept.num_steps, kept.margin):
