@@ -123,7 +123,9 @@ def test_a_bfloat16_engine_is_measured_by_what_the_type_costs_torch(
 
 def test_a_bfloat16_engine_beyond_what_the_type_costs_is_refused(engine, recipe, monkeypatch):
     monkeypatch.setattr(comparison, "open_engine", in_bfloat16(recipe, gain=1.2)[0])
-    with pytest.raises(VerificationError, match=r"cosine .* largest error [12]\.\d+e-01 \(limit \d\.\de-02"):
+    with pytest.raises(
+        VerificationError, match=r"cosine .* largest error [12]\.\d+e-01 \(limit \d\.\de-02"
+    ):
         compare(engine, recipe, Choices(onnxruntime=False), lambda line: None)
 
 
