@@ -84,9 +84,8 @@ def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress)
         frames = moderator.check_frames(frames, "picture")
     media = encode_image(frames[0], request.output_format)
     progress.done("write")
-    precision = backend.precision[tensors.TEXT2IMAGE_DENOISER.name]
     metadata = replace(
-        _metadata(moderator, request, shape, precision),
+        _metadata(moderator, request, shape),
         fps=0,
         num_steps=sampling.num_steps,
         solver=sampling.solver,
@@ -215,19 +214,25 @@ def finish_clip(request: Video2WorldRequest | Text2WorldRequest, clip: PreparedC
     frames = moderator.check_frames(frames, "clip")
     media = encode_mp4(frames, backend.preset.fps)
     progress.done("write")
-    precision = backend.precision[tensors.VIDEO2WORLD_DENOISER.name]
     metadata = replace(
-        _metadata(moderator, request, shape, precision),
+        _metadata(moderator, request, shape),
         refiner=refinement.outcome,
         refined_prompt=refinement.prompt if refinement.outcome == "refined" else "",
     )
     return _outputs(request, media, metadata, frames)
 
 
-def _metadata(
-    moderator: Moderator, request: Request, shape: VideoShape, precision: str
-) -> Metadata:
+# The denoisers that each task runs; the last of them makes what the caller gets.
+_DENOISERS: dict[Task, tuple[tensors.Model, ...]] = {
+    "text2image": (tensors.TEXT2IMAGE_DENOISER,),
+    "video2world": (tensors.VIDEO2WORLD_DENOISER,),
+    "text2world": (tensors.TEXT2IMAGE_DENOISER, tensors.VIDEO2WORLD_DENOISER),
+}
+
+
+def _metadata(moderator: Moderator, request: Request, shape: VideoShape) -> Metadata:
     backend = moderator.backend
+    precisions = [backend.precision[denoiser.name] for denoiser in _DENOISERS[request.task]]
     return Metadata(
         task=request.task,
         prompt=request.prompt,
@@ -244,8 +249,8 @@ def _metadata(
         if isinstance(request, Text2ImageRequest)
         else "video/mp4",
         preset=backend.preset.name,
-        level="exact",
-        precision=precision,
+        level="fp8" if "fp8" in precisions else "exact",
+        precision=precisions[-1],
         version=VERSION,
         image_guidance=getattr(request, "image_guidance", None),
         num_conditional_frames=getattr(request, "num_conditional_frames", None),

@@ -15,6 +15,7 @@ from predict2_runtime.progress import Progress
 from predict2_spec.errors import BlockedError
 from predict2_spec.guardrails import Verdict
 from predict2_spec.presets import TOY
+from predict2_spec.results import Metadata
 
 MADE, GUARDED = 40, 200  # the grey of what the networks make, and of what the guard makes of it
 
@@ -52,8 +53,8 @@ class Stages:
         return {"frames": np.full((count, 48, 80, 3), MADE, np.uint8)}
 
 
-def run(task, policy=None, safe=True):
-    precision = {"text2image_denoiser": "fp32", "video2world_denoiser": "fp32"}
+def run(task, policy=None, safe=True, image="fp32", video="fp32"):
+    precision = {"text2image_denoiser": image, "video2world_denoiser": video}
     backend = Backend(TOY, precision, Stages(safe).call, policy or Policy())
     arrays = {"prompt": ["a robot"], "num_steps": [1], "return_frames": [True]}
     if task == "video2world":
@@ -96,3 +97,18 @@ def test_a_picture_is_guarded_where_the_owner_wants_it():
 
 def test_a_picture_is_left_alone_otherwise():
     assert (run("text2image")["frames"] == MADE).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "image", "video", "level", "precision"),
+    [
+        ("text2image", "fp8", "bf16", "fp8", "fp8"),
+        ("text2image", "bf16", "fp8", "exact", "bf16"),
+        ("video2world", "fp8", "bf16", "exact", "bf16"),
+        ("text2world", "fp8", "bf16", "fp8", "bf16"),  # its first frame is a picture
+        ("text2world", "fp8", "fp8", "fp8", "fp8"),
+    ],
+)
+def test_the_metadata_says_whether_fp8_took_part(task, image, video, level, precision):
+    metadata = Metadata.from_json(run(task, image=image, video=video)["metadata"])
+    assert (metadata.level, metadata.precision) == (level, precision)
