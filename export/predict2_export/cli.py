@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 from predict2_spec.errors import Predict2Error, in_words
 
-from .commands import build, fetch, inspect, onnx, plan, toy_weights
+from .commands import (
+    build,
+    calibrate,
+    engine,
+    fetch,
+    inspect,
+    native,
+    onnx,
+    plan,
+    toy_weights,
+    verify,
+)
 
-COMMANDS = (build, fetch, inspect, onnx, plan, toy_weights)
+COMMANDS = (build, calibrate, engine, fetch, inspect, native, onnx, plan, toy_weights, verify)
 
 
 def _parser() -> argparse.ArgumentParser:

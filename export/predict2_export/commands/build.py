@@ -7,55 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predict2_spec.errors import InvalidRequestError, Predict2Error
-from predict2_spec.presets import PRESETS, Preset, Task, find_preset
-from predict2_spec.tensors import GUARDRAIL_VIDEO, STAGES
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.presets import Preset, Task, find_preset
 
 from .level import add_level, fp8_choice
+from .repository_flags import add_repository_flags, check_repository_flags
 
 if TYPE_CHECKING:
     from predict2_export.recipes import PostTrained
-
-TEMPLATES = Path(__file__).resolve().parents[3] / "model_repository"
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to argparse's `commands`."""
     parser = commands.add_parser("build", help="lower, verify and install every engine of a preset")
-    parser.add_argument(
-        "--preset", default="toy", help=f"one of {', '.join(PRESETS)} (%(default)s)"
-    )
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="folder (%(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="repository to make (build/served/PRESET)")
-    parser.add_argument(
-        "--only", default="", choices=["", *(s.name for s in STAGES)], help="one stage"
-    )
+    add_repository_flags(parser, "build/served/PRESET")
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
     )
     add_post_trained(parser)
-    parser.add_argument(
-        "--trust-torchscript",
-        "--trust_torchscript",
-        action="store_true",
-        help="run the program that a preset's image tokenizer is published as; "
-        "it can do on this machine whatever you can",
-    )
-    parser.add_argument(
-        "--skip-guardrail-video",
-        "--skip_guardrail_video",
-        action="store_true",
-        help="build a repository whose server doesn't look at frames before they leave; without this a build needs "
-        "the guardrails' files",
-    )
-    parser.add_argument(
-        "--model-repository",
-        type=Path,
-        default=TEMPLATES,
-        help="where config.pbtxt and model.py are",
-    )
     add_level(parser)
     parser.set_defaults(run=run)
 
@@ -140,15 +109,8 @@ def run(args: argparse.Namespace) -> None:
     """Build, with a line of progress for every step."""
     preset = find_preset(args.preset)
     output = args.output or Path("build/served") / preset.name
-    if not args.model_repository.is_dir():
-        raise Predict2Error(
-            f"{args.model_repository} doesn't exist; name the checkout's model_repository folder with --model-repository"
-        )
+    check_repository_flags(args)
     changed = post_trained(args, preset)
-    if args.skip_guardrail_video and args.only == GUARDRAIL_VIDEO.name:
-        raise InvalidRequestError(
-            f"--only {args.only} and --skip-guardrail-video leave nothing to build; drop one of them"
-        )
     from predict2_export.build import build  # as well; --help shouldn't
     from predict2_export.to_onnx import quiet_exporter
 

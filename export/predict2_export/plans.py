@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From checkpoints to a served repository of TensorRT's plans: lower, build, install. Resumable, as `build` is.
+
+A plan runs on its GPU alone, so it is verified there and not here: until then its manifest says nothing of how well it
+agrees with torch.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from predict2_kernels import plugin_path
+from predict2_runtime.engines import read_manifest
+from predict2_runtime.engines.bindings import bindings, major
+from predict2_runtime.repository import VERSION_FOLDER
+from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
+from predict2_spec.errors import EngineMismatchError
+from predict2_spec.manifest import Graph, Manifest
+from predict2_spec.presets import Preset
+from predict2_spec.tensors import GUARDRAIL_VIDEO
+
+from .build_options import BuildOptions
+from .build_progress import watched
+from .checkpoint.wording import amount
+from .installation import (
+    Report,
+    copy_model,
+    digest,
+    install,
+    recipe_key,
+    replacing,
+    versions,
+    write_manifest,
+)
+from .profiles import Extent, free_dims, input_dims, profile
+from .recipes import Recipe, ScriptedRecipe
+from .to_engine import build_plan
+from .to_onnx import check_disk, describe, write_onnx
+
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "transformers")
+_CODE = ("build_options.py", "profiles.py", "to_engine.py")  # that shapes plans besides what lowers
+
+
+@dataclass(frozen=True)
+class PlanChoices:
+    """How a repository's plans are built."""
+
+    options: BuildOptions
+    dtype: str = "bfloat16"  # of all networks but those that are float32 whatever one wants
+    extent: Extent = "any"
+    cuda_graphs: int = 0  # shapes of each graph whose launches are recorded
+    timing_cache: Path | None = None
+    keep_onnx: Path | None = None  # where to keep the ONNX files
+
+
+def build_plans(  # the last two are the owner's choices, with defaults
+    preset: Preset,
+    found: Sequence[Recipe],
+    templates: Path,
+    output: Path,
+    report: Report,
+    choices: PlanChoices,
+    *,
+    only: str = "",
+    guard_frames: bool = True,
+) -> None:
+    """Make `output` a repository that serves `preset` with plans.
+
+    Args:
+        preset: what to serve.
+        found: a recipe for each of its stages.
+        templates: the model_repository folder: config.pbtxt and model.py of every model.
+        output: the repository; made when it's missing.
+        report: is told what is going on.
+        choices: how to build the plans.
+        only: build this stage's and leave the rest as it is.
+        guard_frames: False leaves out the stage that looks at frames, also where it was built before.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or holds other weights.
+        EngineBuildError: TensorRT can't make a plan of a network.
+    """
+    install(
+        preset,
+        [_in_plan(recipe, choices) for recipe in found],
+        templates,
+        output,
+        report,
+        partial(_build_stage, preset, templates, output, choices),
+        only=only,
+        guard_frames=guard_frames,
+    )
+
+
+def _in_plan(recipe: Recipe, choices: PlanChoices) -> Recipe:
+    """The recipe with the precision and the GPUs of its plans; FP8 says so by itself."""
+    exact = recipe.precision == PRECISIONS["float32"]
+    precision = PRECISIONS[_dtype(recipe, choices)] if exact else recipe.precision
+    return replace(recipe, precision=precision, device=choices.options.device)
+
+
+def _dtype(recipe: Recipe, choices: PlanChoices) -> str:
+    # What looks at frames decides, and was made for float32; a program can't be anything else.
+    always = recipe.network == GUARDRAIL_VIDEO.name or isinstance(recipe, ScriptedRecipe)
+    return "float32" if always else choices.dtype
+
+
+def _build_stage(
+    preset: Preset, templates: Path, output: Path, choices: PlanChoices, recipe: Recipe, tell: Report
+) -> None:  # fmt: skip
+    name, options = recipe.network, choices.options
+    module = bindings(options.flavour)
+    tell(f"reading {recipe.checkpoint}")
+    checkpoint_sha256 = digest(recipe.weight_files)
+    software = versions(_SOFTWARE) | {options.flavour: module.__version__}
+    library = plugin_path(major(module)) if options.plugins != "none" else None
+    chosen = f"{options} {choices.dtype} {choices.extent} {choices.cuda_graphs} {digest([library]) if library else ''}"
+    key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
+    if _is_current(output / name / VERSION_FOLDER, name, key):
+        copy_model(templates / name, output / name)
+        tell("already built from this checkpoint, kept")
+        return
+    with replacing(output / name) as folder:
+        copy_model(templates / name, folder)
+        engine = folder / VERSION_FOLDER
+        if recipe.tokenizer:
+            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
+        graphs, plugins = _make_plans(preset, recipe, engine, choices, tell)
+        write_manifest(
+            engine,
+            Manifest(
+                network=name,
+                preset=preset.name,
+                kind=options.flavour,
+                precision=recipe.precision,
+                device=recipe.device,
+                checkpoint_sha256=checkpoint_sha256,
+                recipe=key,
+                versions=software,
+                graphs=graphs,
+                plugins=plugins,
+                plugins_inside=bool(plugins) and options.plugins == "serialize",
+                weights=options.weights,
+                version_compatible=options.version_compatible,
+                cuda_graphs=choices.cuda_graphs,
+            ),
+        )
+
+
+def _make_plans(
+    preset: Preset, recipe: Recipe, engine: Path, choices: PlanChoices, tell: Report
+) -> tuple[dict[str, Graph], dict[str, str]]:
+    """Lower each graph and build its plan in `engine`; also the plugins that they need."""
+    weights = recipe.weights()
+    network, graphs = recipe.lowerable(getattr(torch, _dtype(recipe, choices)))
+    check_disk(engine, network, len(graphs) + 1)  # each plan, and one ONNX file at a time
+    made: dict[str, Graph] = {}
+    plugins: dict[str, str] = {}
+    for name in graphs:
+        with _onnx_folder(engine, choices.keep_onnx) as folder:
+            source = folder / f"{recipe.network}.{name}.onnx"
+            tell(f"lowering {name} to ONNX")
+            write_onnx(graphs[name], source, network, weights, tell)
+            made[name], used = _make_plan(preset, recipe, name, source, engine, choices, tell)
+            plugins |= used
+    return made, plugins
+
+
+def _make_plan(
+    preset: Preset,
+    recipe: Recipe,
+    name: str,
+    source: Path,
+    engine: Path,
+    choices: PlanChoices,
+    tell: Report,
+) -> tuple[Graph, dict[str, str]]:
+    """Build the plan of one graph from its ONNX file; also the plugins that it needs."""
+    target = engine / f"{name}.plan"
+    free = free_dims(preset, recipe.network, name, choices.extent)
+    shapes = profile(input_dims(source), free, source.name)
+    tell(f"building {name} for {choices.options.device}")
+    with watched(f"{recipe.network}/{name}", tell) as phases:
+        plugins = build_plan(
+            source,
+            target,
+            shapes,
+            choices.options,
+            phases,
+            tf32=recipe.precision != PRECISIONS["float32"],  # which promises all bits
+            timing_cache=choices.timing_cache,
+        )
+    size = target.stat().st_size
+    tell(f"{name} is built, {amount(size)}")
+    inputs, outputs = describe(source)
+    graph = Graph(
+        file=target.name,
+        sha256=digest([target]),
+        size_bytes=size,
+        inputs=inputs,
+        outputs=outputs,
+        profile=shapes,
+    )
+    return graph, plugins
+
+
+@contextmanager
+def _onnx_folder(engine: Path, keep: Path | None) -> Iterator[Path]:
+    """Where to lower a graph to; vanishes with its file unless it is to be kept."""
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(dir=engine) as folder:
+        yield Path(folder)
+
+
+def _is_current(engine: Path, network: str, key: str) -> bool:
+    """Whether these very plans are there, verified or not; only their GPU can open them."""
+    try:
+        manifest = read_manifest(engine)
+    except EngineMismatchError:
+        return False
+    files = ((engine / graph.file, graph.size_bytes) for graph in manifest.graphs.values())
+    return (manifest.network, manifest.recipe) == (network, key) and all(
+        path.is_file() and path.stat().st_size == size for path, size in files
+    )
