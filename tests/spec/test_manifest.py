@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+from dataclasses import replace
+
 import pytest
 
 from predict2_spec.errors import EngineMismatchError
-from predict2_spec.manifest import Graph, Manifest, Verification
+from predict2_spec.manifest import Graph, Manifest, Range, Verification
 from predict2_spec.results import Event, Metadata
 
 MANIFEST = Manifest(
@@ -21,6 +24,44 @@ MANIFEST = Manifest(
 
 def test_a_manifest_survives_its_file():
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+
+
+PLAN = replace(
+    MANIFEST,
+    kind="tensorrt",
+    device="sm90",
+    versions={"tensorrt": "10.13.3.9"},
+    graphs={"first": Graph("first.plan", "", 3, {}, {}, profile={"x": Range((1,), (2,), (4,))})},
+    plugins={"Predict2QkNormRope": "1"},
+    weights="refittable",
+    cuda_graphs=2,
+)
+
+
+def test_a_plans_manifest_survives_its_file():
+    assert Manifest.from_json(PLAN.to_json()) == PLAN
+
+
+def test_a_manifest_from_before_plans_is_read():
+    values = json.loads(MANIFEST.to_json())
+    for name in ("plugins", "plugins_inside", "weights", "version_compatible", "cuda_graphs"):
+        del values[name]
+    del values["graphs"]["first"]["profile"]
+    assert Manifest.from_json(json.dumps(values)) == MANIFEST
+
+
+def test_a_profile_that_lacks_a_bound_is_damage():
+    values = json.loads(PLAN.to_json())
+    del values["graphs"]["first"]["profile"]["x"]["opt"]
+    with pytest.raises(EngineMismatchError, match=r"manifest.json is damaged \('opt'\)"):
+        Manifest.from_json(json.dumps(values))
+
+
+def test_an_engine_names_the_command_that_builds_it_again():
+    assert MANIFEST.rebuild_command == "predict2-export build --preset toy --only vae_decoder"
+    assert PLAN.rebuild_command == (
+        "predict2-export engine --preset toy --only vae_decoder --flavour tensorrt"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"format": 1}', '{"format": 1, "graphs": 3}'])

@@ -5,10 +5,12 @@ check_tensorrt.py FOLDER keeps wheels and stubs in FOLDER; they are NVIDIA's, un
 The bindings are compiled and come without types, and the wheel with the libraries that they load isn't on PyPI. So
 each is imported beside stand-ins that export the few C functions it links, all of which return null, and
 pybind11-stubgen writes down the classes it finds. It is a check and nothing is installed for it, hence its place
-among the tests; a stub kept in the repository would be NVIDIA's text, and of one version only.
+among the tests; a stub kept in the repository would be NVIDIA's text, and of one version only. Where a wheel can't be
+fetched or there is no C compiler it says what it didn't check, and doesn't fail: without a network nothing can be done.
 """
 
 import ast
+import hashlib
 import os
 import re
 import subprocess
@@ -30,6 +32,17 @@ ENTRY_POINTS = (
     "getNvOnnxParserVersion",
     "getPluginRegistry",
     "initLibNvInferPlugins",
+)
+# What pybind11 does and its docstrings, of which stubs are made, don't say
+TRUE_AT_RUN_TIME = (
+    (r"(-> |: |\[)bool\b", r"\1builtins.bool"),  # one of the data types has that name
+    (r"\btyping\.SupportsInt\b", "int"),  # newer wheels say so of what a callback is given, too
+    (r": Dims(?=[,)]| =)", ": Dims | collections.abc.Sequence[int]"),  # of parameters
+    (r"^class Dims:$", "class Dims:\n    def __iter__(self) -> collections.abc.Iterator[int]: ..."),
+    (
+        r"^class IHostMemory:$",
+        "class IHostMemory:\n    def __buffer__(self, flags: int, /) -> memoryview: ...",
+    ),
 )
 # What the packages add to the compiled modules, in Python and without types
 ADDED = "from {module} import *\n__version__: str\n"
@@ -84,16 +97,18 @@ def run(*command, **environment):
 
 def make_stubs(bindings, folder):
     """Stubs of the bindings, which code that imports `tensorrt` finds in the folder that comes back."""
-    stubs = folder / bindings.wheel / "stubs"
+    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    stubs = folder / bindings.wheel / f"stubs-{made_by}"
     if (stubs / "tensorrt").is_dir():
         return stubs
     unpacked = folder / bindings.wheel / "wheel"
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-    run(sys.executable, "-m", "pip", "download", *options, "-d", folder, bindings.wheel)
-    name, version = bindings.wheel.split("==")
-    (wheel,) = folder.glob(f"{name}-{version}-*.whl")
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(unpacked)
+    if not unpacked.is_dir():
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+        run(sys.executable, "-m", "pip", "download", *options, "-d", folder, bindings.wheel)
+        name, version = bindings.wheel.split("==")
+        (wheel,) = folder.glob(f"{name}-{version}-*.whl")
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(unpacked)
     package = bindings.module.split(".")[0]
     source = unpacked / "stand_in.c"
     source.write_text("".join(f"void* {name}(void) {{ return 0; }}\n" for name in ENTRY_POINTS))
@@ -108,23 +123,23 @@ def make_stubs(bindings, folder):
     )
     path = stubs.joinpath(*bindings.module.split(".")).with_suffix(".pyi")
     lines = [mended(line) for line in path.read_text().splitlines()]
-    path.write_text("\n".join(["# mypy: ignore-errors", "import builtins", *lines]))
+    path.write_text(
+        "\n".join(["# mypy: ignore-errors", "import builtins, collections.abc", *lines])
+    )
     (stubs / "tensorrt").mkdir()  # last: it says that the rest is there
     (stubs / "tensorrt" / "__init__.pyi").write_text(ADDED.format(module=bindings.module))
     return stubs
 
 
 def mended(line):
-    """The line of a stub, or a loose signature for one that isn't Python, such as of a parameter called `in`.
-
-    Its `bool` is Python's, which one of TensorRT's data types hides.
-    """
-    line = re.sub(r"(-> |: |\[)bool\b", r"\1builtins.bool", line)
+    """The line of a stub without what its generator gets wrong."""
+    for wrong, right in TRUE_AT_RUN_TIME:
+        line = re.sub(wrong, right, line)
     signature = re.match(r"( +def \w+\()self.*:( \.\.\.)?$", line)
     try:
         if signature:
             ast.parse(line.strip().removesuffix(" ...") + " ...")
-    except SyntaxError:
+    except SyntaxError:  # a parameter called `in`, or one without a default after one with
         return f"{signature[1]}self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:{signature[2] or ''}"
     return line
 

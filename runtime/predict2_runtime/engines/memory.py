@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import torch
 
+Place = tuple[int, int]  # address and bytes
+
 
 class Memory:
-    """One buffer for all graphs of an installed engine, which never run together. It grows, and never shrinks."""
+    """One buffer for all graphs of an installed engine, which never run together. It grows as they need it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -16,9 +18,9 @@ class Memory:
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # of the last work with it
 
     @property
-    def size(self) -> int:
-        """Bytes it has now."""
-        return self._buffer.numel()
+    def place(self) -> Place:
+        """Where it is now; whoever was told another place must be told this one."""
+        return self._buffer.data_ptr(), self._buffer.numel()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -30,8 +32,8 @@ class Memory:
         finally:
             self._done.record(stream)
 
-    def at_least(self, size: int) -> torch.Tensor:
-        """The buffer, of `size` bytes or more. To be called while it is held."""
+    def grow(self, size: int) -> None:
+        """Make it `size` bytes or more. To be called while it is held."""
         if self._buffer.numel() < size:
             # Its memory goes back to the stream it came from; this one has waited for whoever used it last.
             self._buffer.record_stream(torch.cuda.current_stream(self.device))
@@ -39,4 +41,3 @@ class Memory:
                 0, dtype=torch.uint8, device=self.device
             )  # before the larger
             self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        return self._buffer

@@ -14,7 +14,7 @@ from predict2_spec.manifest import Range
 
 from .bindings import Flavour, bindings
 from .fit import check_shapes
-from .memory import Memory
+from .memory import Memory, Place
 from .tensorrt_log import tensorrt_log
 from .torch_arrays import as_tensor
 
@@ -96,32 +96,31 @@ class Execution:
         self._memory = memory
         self._stream = torch.cuda.Stream(memory.device)  # type: ignore[no-untyped-call]
         self._shapes: Shapes = ()
-        self._known = -1  # bytes of the working memory that the context was given
+        self._place: Place | None = None  # of the working memory that the context was given
 
     def bind(self, inputs: Tensors, outputs: Mapping[str, torch.dtype]) -> Tensors:
         """Bind inputs of the engine's own types, and fresh tensors for the outputs, which come back."""
         shapes = tuple(tuple(tensor.shape) for tensor in inputs.values())
+        changed = shapes != self._shapes
+        if changed:
+            self._shapes = ()  # until all is bound: what fails half-way leaves neither the old nor the new
         for name, tensor in inputs.items():
-            if shapes != self._shapes:
+            if changed:
                 self._check(self._context.set_input_shape(name, tuple(tensor.shape)), name, shapes)
             self._check(self._context.set_tensor_address(name, tensor.data_ptr()), name, shapes)
-        if shapes != self._shapes:
+        if changed:
             self._check(not self._context.infer_shapes(), "shapes", shapes)
         made = {}
         for name, dtype in outputs.items():
             shape = _sizes(self._context.get_tensor_shape(name))
             made[name] = torch.empty(shape, dtype=dtype, device=self._memory.device)
             self._check(self._context.set_tensor_address(name, made[name].data_ptr()), name, shapes)
-        self._give_memory(shapes)
+        if changed or self._place != self._memory.place:  # another engine may have made it larger
+            self._memory.grow(self._context.update_device_memory_size_for_shapes())
+            self._place = self._memory.place
+            self._context.set_device_memory(*self._place)
         self._shapes = shapes
         return made
-
-    def _give_memory(self, shapes: Shapes) -> None:
-        if shapes == self._shapes and self._known == self._memory.size:  # it only grows
-            return
-        buffer = self._memory.at_least(self._context.update_device_memory_size_for_shapes())
-        self._context.set_device_memory(buffer.data_ptr(), buffer.numel())
-        self._known = buffer.numel()
 
     def launch(self) -> None:
         """Queue the work on the caller's current stream.
@@ -158,7 +157,7 @@ class Recording:
     outputs: Tensors
     execution: Execution
     replay: Callable[[], None]
-    memory: int  # bytes of the buffer that it works in; a larger one is another
+    place: Place  # of the memory that it works in
 
 
 class Plan:
@@ -210,7 +209,7 @@ class Plan:
     def _run_recorded(self, inputs: Tensors) -> Tensors:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs.values())
         recording = self._recordings.pop(shapes, None)
-        if recording is None or recording.memory != self._memory.size:
+        if recording is None or recording.place != self._memory.place:
             recording = self._record(inputs)
         else:
             for name, tensor in inputs.items():
@@ -218,12 +217,12 @@ class Plan:
             recording.replay()
         self._recordings[shapes] = recording
         if len(self._recordings) > self._recorded:
-            torch.cuda.synchronize(self._memory.device)  # other streams may still replay it
             self._recordings.popitem(last=False)
         return {name: tensor.clone() for name, tensor in recording.outputs.items()}
 
     def _record(self, inputs: Tensors) -> Recording:
         """Run once, and keep what it takes to run again. A context of its own: it mustn't see other shapes later."""
+        torch.cuda.synchronize(self._memory.device)  # the one that makes room may still be replayed
         fixed = {name: tensor.clone() for name, tensor in inputs.items()}
         execution = self._execution()
         outputs = execution.bind(fixed, self.signature.outputs)
@@ -234,7 +233,7 @@ class Plan:
             with torch.cuda.graph(graph):  # computes nothing, so the outputs stay
                 execution.launch()
             replay = graph.replay
-        return Recording(fixed, outputs, execution, replay, self._memory.size)
+        return Recording(fixed, outputs, execution, replay, self._memory.place)
 
     def _execution(self) -> Execution:
         if TYPE_CHECKING:

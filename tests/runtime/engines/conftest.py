@@ -71,7 +71,7 @@ class Installed:
         return open_engine(self.folder, STAGE)
 
 
-def install(folder, flavour, device):
+def _install(folder, flavour, device):
     """An engine of a flavour for an architecture, with both graphs and their ONNX files."""
     graphs = {}
     for name, inner in GRAPHS.items():
@@ -90,10 +90,10 @@ def install(folder, flavour, device):
 def rtx_folder(tmp_path_factory):
     """An engine of TensorRT-RTX, whose builder needs no GPU."""
     pytest.importorskip("tensorrt_rtx_bindings")
-    return install(tmp_path_factory.mktemp("rtx"), "tensorrt_rtx", "sm89+sm120")
+    return _install(tmp_path_factory.mktemp("rtx"), "tensorrt_rtx", "sm89+sm120")
 
 
-@pytest.fixture
-def installer():
-    """`install`, for tests that choose the flavour."""
-    return install
+@pytest.fixture(scope="session")
+def install():
+    """From a folder, a flavour and an architecture to an Installed."""
+    return _install
