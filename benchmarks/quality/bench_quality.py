@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from benchmarks.quality import levels
 from benchmarks.report import record
 from predict2_export.toy import TRAINED
 from predict2_export.toyworld.checkpoint import load_networks
@@ -23,6 +24,7 @@ from predict2_export.toyworld.plots import contact_sheet
 from predict2_export.toyworld.quality import (
     ATTRIBUTES,
     OF_CLIPS,
+    Networks,
     Result,
     judge_text2image,
     judge_text2world,
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=Path, default=TRAINED)
     parser.add_argument("--samples", type=int, default=200, help="of each task (%(default)s)")
+    parser.add_argument("--fp8-samples", type=int, default=100, help="of each task at the level fp8, the first of those (%(default)s); 0 leaves it out")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/quality"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
@@ -64,14 +67,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         values |= {f"{name}{ending}": value for name, value in found.items()}
         results += judged
     print(table(results))
-    record("quality.toy", " ".join(["python -m benchmarks.quality.bench_quality", *sys.argv[1:]]), values)  # fmt: skip
+    record("quality.toy", _command(), values)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "index.html").write_text(_page(results, values), encoding="utf-8")
     for result in results:
         if result.split == "held-out":
             _sheet(result).save(args.output / f"{result.task}.png")
     print(f"{args.output / 'index.html'} shows samples")
-    return 0
+    return _gate(args, networks, [r for r in results if r.split == "held-out" and r.task != "vae"])
+
+
+def _gate(args: argparse.Namespace, networks: Networks, exact: Sequence[Result]) -> int:
+    """Measure the level fp8 beside the level exact; 1 if it is worse than its limits."""
+    count = min(args.fp8_samples, args.samples)
+    if not count:
+        return 0
+    problems: list[str] = []
+    for found in levels.drifts(exact, levels.in_fp8(networks, args.checkpoints, args.output), count):  # fmt: skip
+        record(f"quality.fp8 {found.exact.task}", _command(), levels.values(found))
+        problems += found.problems()
+    for problem in problems:
+        print(f"the level fp8 is worse than it may be: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _command() -> str:
+    return " ".join(["python -m benchmarks.quality.bench_quality", *sys.argv[1:]])
 
 
 def _values(results: Sequence[Result]) -> dict[str, object]:

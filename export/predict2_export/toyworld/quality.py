@@ -51,14 +51,16 @@ class Result:
     split: Split = "held-out"
     scenes: list[Scene] = field(default_factory=list)
     clips: list[NDArray[np.uint8]] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)  # of the clips, [16, T, H, W] each
     agreements: list[Agreement] = field(default_factory=list)
     given_psnr: list[float] = field(default_factory=list)  # of the given frames, in decibels
     given_ssim: list[float] = field(default_factory=list)
 
-    def add(self, scenes: Sequence[Scene], clips: NDArray[np.uint8]) -> None:
-        """Judge clips [n, F, H, W, 3] that were made for scenes."""
+    def add(self, scenes: Sequence[Scene], clips: NDArray[np.uint8], latents: Tensor) -> None:
+        """Judge clips [n, F, H, W, 3] that were made for scenes, from latents."""
         self.scenes += scenes
         self.clips += list(clips)
+        self.latents += latents.unbind()
         self.agreements += [agreement(*pair) for pair in zip(clips, scenes, strict=True)]
 
     def rate(self, attribute: str) -> tuple[int, int, float, float]:
@@ -102,7 +104,7 @@ def judge_text2image(
     for size, scenes in prompted_scenes(count, seed, split):
         seeds = range(len(result.scenes), len(result.scenes) + len(scenes))
         latents = _pictures(networks, scenes, size, seeds, guidance, torch.zeros(1))
-        result.add(scenes, decode(networks.vae, latents))
+        result.add(scenes, decode(networks.vae, latents), latents)
     return result
 
 
@@ -125,7 +127,7 @@ def judge_video2world(
         for made, wanted in zip(clips[:, :given], truth, strict=True):
             result.given_psnr.append(decibels(made, wanted))
             result.given_ssim.append(similarity(made, wanted))
-        result.add(scenes, clips)
+        result.add(scenes, clips, latents)
     return result
 
 
@@ -144,7 +146,7 @@ def judge_text2world(
         latents = _pictures(networks, scenes, size, seeds, guidance[0], negative)
         pictures = decode(networks.vae, latents)
         latents = _clips(networks, scenes, encode(networks.vae, pictures), seeds, guidance[1])
-        result.add(scenes, decode(networks.vae, latents))
+        result.add(scenes, decode(networks.vae, latents), latents)
     return result
 
 
@@ -207,9 +209,10 @@ def judge_vae(
     result, ratios = Result("vae", split), []
     for size, scenes in prompted_scenes(count, seed, split):
         truth = np.stack([draw(scene, *TOY_SIZES[size]) for scene in scenes])
-        made = decode(vae, encode(vae, truth))
+        latents = encode(vae, truth)
+        made = decode(vae, latents)
         ratios += [decibels(*pair) for pair in zip(made, truth, strict=True)]
-        result.add(scenes, made)
+        result.add(scenes, made, latents)
     return result, ratios
 
 
