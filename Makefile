@@ -13,7 +13,7 @@ SERVED := build/served/$(PRESET)
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench quality gpu format clean
+.PHONY: help setup demo test check types serve bench quality gpu format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -44,9 +44,12 @@ check: $(VENV)/.installed  ## Lint, formatting, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python tests/types/check_tensorrt.py build/types
+	$(MAKE) --no-print-directory types
 	$(BIN)/lint-imports
 	git ls-files '*.cu' '*.cuh' '*.h' '*.cpp' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+types: $(VENV)/.installed  ## Types of what uses TensorRT, against its real bindings; part of check
+	$(BIN)/python tests/types/check_tensorrt.py build/types
 
 serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ctrl-C
 	$(BIN)/predict2-serve $(SERVED)

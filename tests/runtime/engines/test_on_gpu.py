@@ -15,7 +15,7 @@ from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 
 WIDTH = 64
-# float32 products of up to 1024 terms, summed in another order
+# float32 products of up to 1024 terms, summed in another order; RTX compiles other kernels as it goes
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -68,7 +68,7 @@ def test_an_engine_equals_onnxruntime(installed, opened, graph, count):
     assert y.is_cuda
     np.testing.assert_allclose(y.cpu().numpy(), expected(installed, graph, x), **TOLERANCE)
     on_numpy = opened.on_numpy(graph)({"x": x})["y"]
-    assert np.array_equal(on_numpy, y.cpu().numpy())
+    np.testing.assert_allclose(on_numpy, y.cpu().numpy(), **TOLERANCE)
 
 
 def test_arrays_of_other_kinds_and_types_are_taken(installed, opened):
@@ -123,9 +123,9 @@ def test_graphs_that_share_memory_answer_as_when_alone(installed, opened):
     ):  # the memory grows at the second
         answers[name].append(opened.graphs[name]({"x": inputs[name]})["y"])
     for name, found in answers.items():
-        assert all(torch.equal(y, found[0]) for y in found)
         wanted = expected(installed, name, inputs[name])
-        np.testing.assert_allclose(found[0].cpu().numpy(), wanted, **TOLERANCE)
+        for y in found:
+            np.testing.assert_allclose(y.cpu().numpy(), wanted, **TOLERANCE)
 
 
 def test_cuda_graphs_answer_as_launches_do(installed, opened):
@@ -135,7 +135,6 @@ def test_cuda_graphs_answer_as_launches_do(installed, opened):
             x = rows(count, seed)
             plain = opened.graphs[name]({"x": x})["y"]
             replayed = recorded.graphs[name]({"x": x})["y"]
-            # the same kernels, unless RTX has compiled better ones for a shape meanwhile
             torch.testing.assert_close(replayed, plain, **TOLERANCE)
 
 
