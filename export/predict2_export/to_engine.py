@@ -103,13 +103,14 @@ def _build(
         import tensorrt as trt
     else:
         trt = module
+    name = f"{options.flavour} {module.__version__}"
     log = tensorrt_log(options.flavour)
     log.errors.clear()
     builder = trt.Builder(log.as_logger())
     network = builder.create_network(_strongly_typed(module))
     parser = trt.OnnxParser(network, log.as_logger())  # owns the weights, so it has to stay
     if not parser.parse_from_file(str(source)):
-        raise EngineBuildError(_parser_errors(parser, source, module))
+        raise EngineBuildError(_parser_errors(parser, source, name))
     _check_inputs(network, profile, source)
     _allow_unfused_float32(module, network)
     config = _configure(module, builder, options, tf32)
@@ -124,8 +125,8 @@ def _build(
         raise EngineBuildError(f"{source.name}: the build was stopped; start it again")
     if plan is None:
         raise EngineBuildError(
-            f"{options.flavour} {module.__version__} can't build {source.name} for {options.device}: "
-            f"{'; '.join(log.errors) or 'it does not say why'}. Its log may say more; a smaller range of sizes "
+            f"{name} can't build {source.name} for {options.device}: "
+            f"{'; '.join(filter(None, map(_one_line, log.errors))) or 'it does not say why'}. Its log may say more; a smaller range of sizes "
             "(--sizes table), more --workspace or another --dtype may help"
         )
     _write_timing_cache(config, timing_cache)
@@ -138,18 +139,23 @@ def _strongly_typed(module: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)  # where the flag is gone, every network is
 
 
-def _parser_errors(parser: "trt.OnnxParser", source: Path, module: ModuleType) -> str:
+def _parser_errors(parser: "trt.OnnxParser", source: Path, builder: str) -> str:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     told = []
     for error in found[:_TOLD_ERRORS]:
-        node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-        told.append(f"{node}{error.desc()}")
-    if not told:
-        told = ["it is no ONNX file, or a part of it is missing"]
+        inside = "".join(f" in {name}" for name in error.local_function_stack())
+        node = f"node {error.node_name()} ({error.node_operator()}){inside}: "
+        told.append((node if error.node_name() else "") + _one_line(error.desc()))
     return (
-        f"{source.name} can't be read by {module.__name__} {module.__version__}: {'; '.join(told)}. "
+        f"{source.name} can't be read by {builder}: {'; '.join(told) or 'it does not say why'}. "
         "Lower the network again; if that doesn't help, this TensorRT lacks what the network needs: try a later one"
     )
+
+
+def _one_line(text: str) -> str:
+    """TensorRT's words without what it adds to all of them on a machine without a GPU."""
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line and "catchCudaError" not in line).rstrip(".")
 
 
 def _check_inputs(network: "trt.INetworkDefinition", profile: Mapping[str, Range], source: Path) -> None:  # fmt: skip
