@@ -13,7 +13,7 @@ from .bindings import major
 NAMESPACE = "predict2"
 
 
-def load_plugins(module: ModuleType, needed: Mapping[str, str]) -> None:
+def load_plugins(module: ModuleType, needed: Mapping[str, str], rebuild: str) -> None:
     """Make sure that TensorRT has the plugins `needed`: name -> version.
 
     A registry refuses the same plugins twice, and Triton may have opened the library that registers itself. So the
@@ -22,18 +22,19 @@ def load_plugins(module: ModuleType, needed: Mapping[str, str]) -> None:
     Args:
         module: TensorRT's bindings.
         needed: the plugins of an engine.
+        rebuild: the command that builds the engine again.
 
     Raises:
         EngineMismatchError: the library wasn't built, can't be loaded, or has other versions.
     """
     if needed and not registered(module):
-        _load_library(module, sorted(needed))
+        _load_library(module, sorted(needed), rebuild)
     if missing := _missing(needed, registered(module)):
         names = ", ".join(f"{name} {version}" for name, version in sorted(missing.items()))
         found = ", ".join(f"{name} {version}" for name, version in sorted(registered(module)))
         raise EngineMismatchError(
             f"the engine needs the plugins {names}, and the library of this version has {found or 'none'}; "
-            "build the engine again with predict2-export, or install the version that built it"
+            f"install the version that built it, or build it again: {rebuild}"
         )
 
 
@@ -51,7 +52,7 @@ def _missing(needed: Mapping[str, str], present: set[tuple[str, str]]) -> dict[s
     return {name: version for name, version in needed.items() if (name, version) not in present}
 
 
-def _load_library(module: ModuleType, names: list[str]) -> None:
+def _load_library(module: ModuleType, names: list[str], rebuild: str) -> None:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -60,7 +61,8 @@ def _load_library(module: ModuleType, names: list[str]) -> None:
     if path is None:
         raise EngineMismatchError(
             f"the engine needs the plugins {', '.join(names)}, which weren't built for TensorRT {major(module)} here; "
-            "install this package where nvcc is, as docs/kernels.md says, or build the engine without plugins"
+            "install this package where nvcc is, as docs/kernels.md says, or build the engine again without them: "
+            f"{rebuild} --plugins none"
         )
     if not trt.get_plugin_registry().load_library(str(path)):
         raise EngineMismatchError(

@@ -41,7 +41,7 @@ def open_tensorrt(folder: Path, manifest: Manifest, flavour: Flavour) -> Install
     check_plugins(manifest)
     device = _find_gpu(manifest)
     if not manifest.plugins_inside:
-        load_plugins(module, manifest.plugins)
+        load_plugins(module, manifest.plugins, manifest.rebuild_command)
     memory = Memory(device)
     graphs = {}
     for name, graph in manifest.graphs.items():

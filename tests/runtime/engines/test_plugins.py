@@ -45,9 +45,9 @@ def built():
 def test_plugins_are_loaded_once(built):
     code = """
 assert not plugins.registered(trt)
-plugins.load_plugins(trt, {"Predict2QkNormRope": "1"})
+plugins.load_plugins(trt, {"Predict2QkNormRope": "1"}, "REBUILD")
 first = plugins.registered(trt)
-plugins.load_plugins(trt, {"Predict2QkNormRope": "1", "Predict2GatedAdd": "1"})
+plugins.load_plugins(trt, {"Predict2QkNormRope": "1", "Predict2GatedAdd": "1"}, "REBUILD")
 assert plugins.registered(trt) == first and ("Predict2GatedAdd", "1") in first
 print(list(tensorrt_log("tensorrt_rtx").errors))
 """
@@ -61,7 +61,7 @@ def test_what_triton_opened_is_left_alone(built):
 ctypes.CDLL({str(built)!r})
 before = plugins.registered(trt)
 plugins.plugin_path = None  # nothing may ask for the other library
-plugins.load_plugins(trt, {{"Predict2QkNormRope": "1"}})
+plugins.load_plugins(trt, {{"Predict2QkNormRope": "1"}}, "REBUILD")
 print(before == plugins.registered(trt), len(before) > 1)
 """
     assert run(code) == ["True True"]
@@ -69,27 +69,29 @@ print(before == plugins.registered(trt), len(before) > 1)
 
 def test_another_version_of_a_plugin_is_refused(built):
     code = """
-try: plugins.load_plugins(trt, {"Predict2GatedAdd": "1", "Predict2QkNormRope": "99"})
+try: plugins.load_plugins(trt, {"Predict2GatedAdd": "1", "Predict2QkNormRope": "99"}, "REBUILD")
 except EngineMismatchError as error: print(error)
 """
     (said,) = run(code)
     assert "needs the plugins Predict2QkNormRope 99, and the library of this version has" in said
     assert "Predict2QkNormRope 1" in said
+    assert said.endswith("build it again: REBUILD")
 
 
 def test_no_plugins_need_no_library():
-    assert run("plugins.load_plugins(trt, {}); print(plugins.registered(trt))") == ["set()"]
+    assert run("plugins.load_plugins(trt, {}, ''); print(plugins.registered(trt))") == ["set()"]
 
 
 def test_a_library_that_was_not_built_is_named():
     code = """
 plugins.plugin_path = lambda major: None  # as where nvcc was missing
-try: plugins.load_plugins(trt, {"Predict2GatedAdd": "1"})
+try: plugins.load_plugins(trt, {"Predict2GatedAdd": "1"}, "REBUILD")
 except EngineMismatchError as error: print(error)
 """
     (said,) = run(code)
     assert "needs the plugins Predict2GatedAdd, which weren't built for TensorRT 11 here" in said
     assert "docs/kernels.md" in said
+    assert said.endswith("REBUILD --plugins none")
 
 
 def test_a_library_that_is_none_is_refused(tmp_path):
@@ -98,7 +100,7 @@ def test_a_library_that_is_none_is_refused(tmp_path):
     code = f"""
 from pathlib import Path
 plugins.plugin_path = lambda major: Path({str(path)!r})
-try: plugins.load_plugins(trt, {{"Predict2GatedAdd": "1"}})
+try: plugins.load_plugins(trt, {{"Predict2GatedAdd": "1"}}, "REBUILD")
 except EngineMismatchError as error: print(error)
 """
     (said,) = run(code)
