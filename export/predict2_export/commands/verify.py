@@ -44,9 +44,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare one stage after the other, with a line for every comparison."""
     from predict2_export.comparison import Choices, compare  # torch takes seconds to load
+    from predict2_export.fp8.recipe import installed_recipe
     from predict2_export.layouts import located
     from predict2_export.recipes import recipes
     from predict2_export.to_onnx import quiet_exporter
+    from predict2_runtime.engines import read_manifest
     from predict2_runtime.repository import VERSION_FOLDER, read_preset
 
     quiet_exporter()
@@ -71,7 +73,10 @@ def run(args: argparse.Namespace) -> None:
         def tell(line: str, place: str = place) -> None:
             report(f"{place}: {line}")
 
-        compare(args.repository / recipe.network / VERSION_FOLDER, recipe, choices, tell)
+        folder = args.repository / recipe.network / VERSION_FOLDER
+        if read_manifest(folder).precision == "fp8":
+            recipe = installed_recipe(recipe, args.repository)
+        compare(folder, recipe, choices, tell)
     report(
         f"{args.repository}: {len(todo)} engines agree with torch, which their manifests say now"
     )

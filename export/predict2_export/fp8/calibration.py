@@ -28,6 +28,9 @@ class Calibration:
     margin: float  # the share that is added to `amax`
     modelopt: str  # the version that measured
     amax: dict[str, float]  # layer -> largest magnitude of its input
+    layers: tuple[
+        str, ...
+    ] = ()  # in FP8 in the engine that this lies beside; of no engine yet: none
     format: int = FORMAT
 
     def input_scales(self, layers: Iterable[str]) -> dict[str, float]:
@@ -84,7 +87,8 @@ def read_calibration(path: Path) -> Calibration:
                 f"{path} is a calibration of format {values['format']} and this software reads {FORMAT}; calibrate again"
             )
         amax = {str(name): float(value) for name, value in values.pop("amax").items()}
-        return Calibration(amax=amax, prompts=tuple(values.pop("prompts")), **values)
+        prompts, layers = (tuple(values.pop(name)) for name in ("prompts", "layers"))
+        return Calibration(amax=amax, prompts=prompts, layers=layers, **values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} can't be read as a calibration ({error}); make one with predict2-export calibrate"

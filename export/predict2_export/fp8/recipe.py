@@ -2,7 +2,7 @@
 """A denoiser with FP8 linears, as a recipe like any other: whoever lowers or builds it needn't know."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,8 +60,32 @@ def fp8_recipe(exact: Recipe, calibration: Calibration, layers: Fp8Layers, sourc
         InvalidRequestError: the choice of layers doesn't fit the network.
     """
     assert isinstance(exact.spec, DitSpec)
+    return _fp8_recipe(exact, calibration, layers.names(exact.spec), source)
+
+
+def installed_recipe(exact: Recipe, repository: Path) -> Fp8Recipe:
+    """What the FP8 engine in a repository was made from.
+
+    Args:
+        exact: the denoiser's recipe.
+        repository: what `build` or `engine` made.
+
+    Raises:
+        CheckpointError: its calibration is missing or damaged, or the denoiser has other weights now.
+    """
+    path = _kept(repository, exact)
+    calibration = read_calibration(path)
+    return _fp8_recipe(exact, calibration, calibration.layers, str(path))
+
+
+def _kept(repository: Path, recipe: Recipe) -> Path:
+    return repository / f"{recipe.network}.calibration.json"
+
+
+def _fp8_recipe(
+    exact: Recipe, calibration: Calibration, names: Sequence[str], source: str
+) -> Fp8Recipe:
     calibration.check(exact.network, digest(exact.weight_files), source)
-    names = layers.names(exact.spec)
     same = {f.name: getattr(exact, f.name) for f in fields(exact)}
     own = {
         "make": partial(_quantized_network, exact, names),
@@ -101,7 +125,7 @@ def fp8_recipes(
         preset: what to serve.
         found: its recipes.
         choice: calibrations, or how to make them.
-        folder: where calibrations that are made are kept, and found again; made when missing.
+        folder: the repository; calibrations are kept in it, and found again. Made when it's missing.
         report: is told how far it is.
         only: leave all recipes but this stage's as they are.
 
@@ -122,12 +146,17 @@ def fp8_recipes(
             )
         given[calibration.network] = calibration, str(path)
     made: dict[str, Recipe] = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for recipe in wanted:
         recipe.check_lowerable()
         calibration, source = given.get(recipe.network) or _own(
             preset, found, recipe, choice.how, folder, report
         )
-        made[recipe.network] = fp8_recipe(recipe, calibration, choice.layers, source)
+        fp8 = fp8_recipe(recipe, calibration, choice.layers, source)
+        beside = replace(calibration, layers=tuple(fp8.input_scales))
+        with whole_file(_kept(folder, recipe)) as part:
+            part.write_text(beside.to_json(), encoding="utf-8")
+        made[recipe.network] = fp8
     return [made.get(recipe.network, recipe) for recipe in found]
 
 
@@ -140,15 +169,10 @@ def _own(
     report: Report,
 ) -> tuple[Calibration, str]:
     """A calibration made here before, or made now."""
-    path = folder / f"{recipe.network}.calibration.json"
+    path = _kept(folder, recipe)
     if path.is_file():
         kept = read_calibration(path)
         asked = (digest(recipe.weight_files), how.prompts, how.num_steps, how.margin)
         if asked == (kept.checkpoint_sha256, kept.prompts, kept.num_steps, kept.margin):
             return kept, str(path)
-    calibration = calibrate(preset, found, recipe.network, how, report)
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(calibration.to_json(), encoding="utf-8")
-    report(f"{path} keeps the calibration")
-    return calibration, str(path)
+    return calibrate(preset, found, recipe.network, how, report), str(path)

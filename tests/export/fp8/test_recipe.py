@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from predict2_export.build import build
+from predict2_export.comparison import Choices, compare
 from predict2_export.fp8.layers import DEFAULT_LAYERS, Fp8Layers
-from predict2_export.fp8.recipe import FP8, Fp8Choice, fp8_recipe, fp8_recipes
+from predict2_export.fp8.recipe import FP8, Fp8Choice, fp8_recipe, fp8_recipes, installed_recipe
 from predict2_export.installation import recipe_key
 from predict2_export.networks.fp8 import Fp8Linear
 from predict2_export.toy import TRAINED
@@ -153,6 +154,16 @@ def test_a_measurement_is_kept_and_used_again(toy_recipes, how, tmp_path):
     path.write_text(path.read_text().replace('"margin": 0.1', '"margin": 0.2'))
     fp8_recipes(*make, only=STAGE)
     assert any("measured" in line for line in lines)  # what was asked for has another margin
+
+
+def test_an_engine_can_be_made_again_from_what_lies_beside_it(repository, exact, recipe):
+    again = installed_recipe(exact, repository)
+    assert again.choices == recipe.choices
+    assert again.limits == FP8
+    # which is how `verify` compares it
+    folder = repository / STAGE / "1"
+    manifest = compare(folder, again, Choices(onnxruntime=False), lambda line: None)
+    assert manifest.verification["main"].cosine >= FP8.min_cosine
 
 
 def test_a_calibration_of_no_stage_that_is_built_is_refused(toy_recipes, choice, tmp_path):
