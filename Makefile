@@ -11,12 +11,15 @@ endif
 SERVED := build/served/$(PRESET)
 # Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
+# Of tensorrt-gpu: the full size it builds besides the toy, and tensorrt or tensorrt_rtx
+TENSORRT_PRESET ?= 2b-480p-16fps
+TENSORRT_FLAVOUR ?= tensorrt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check types serve bench quality gpu format clean
+.PHONY: help setup demo test check types serve bench quality gpu tensorrt-gpu format clean
 
 help:  ## Print this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -74,6 +77,10 @@ gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to ben
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_qk_norm_rope
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.engines.bench_dit
 	$(PYTHON) -m benchmarks.report
+
+# Needs a GPU, nvcc, cmake and a python with this package, its extras export, gpu and test, and TensorRT.
+tensorrt-gpu:  ## On a GPU machine with TensorRT: plugins, plans and their times
+	PYTHON=$(PYTHON) TENSORRT_PRESET=$(TENSORRT_PRESET) TENSORRT_FLAVOUR=$(TENSORRT_FLAVOUR) benchmarks/tensorrt_gpu.sh
 
 format: $(VENV)/.installed  ## Rewrite files the way `make check` wants them
 	$(BIN)/ruff check --fix .

@@ -62,7 +62,7 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
     if digest(recipe.weight_files) != manifest.checkpoint_sha256:
         raise CheckpointError(
             f"{folder} was made from other weights than {recipe.checkpoint}; name the checkpoint, --dit-path and --lora "
-            "that it was built with"
+            "that it was built with, or build it again"
         )
     tell("running the torch module")
     module = recipe.module(recipe.weights()).to(choices.device)

@@ -9,6 +9,8 @@ from typing import Any
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.tensors import STAGES
 
+from .build import add_post_trained, post_trained
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to argparse's `commands`."""
@@ -38,6 +40,19 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="spare the time and the disk of lowering the networks once more",
     )
+    parser.add_argument(
+        "--trust-torchscript",
+        "--trust_torchscript",
+        action="store_true",
+        help="run the program that a preset's image tokenizer is published as",
+    )
+    parser.add_argument(
+        "--random-weights",
+        "--random_weights",
+        action="store_true",
+        help="the engines have seeded random ones, by `engine --random-weights`",
+    )
+    add_post_trained(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,7 +60,9 @@ def run(args: argparse.Namespace) -> None:
     """Compare one stage after the other, with a line for every comparison."""
     from predict2_export.comparison import Choices, compare  # torch takes seconds to load
     from predict2_export.fp8.recipe import installed_recipe
+    from predict2_export.installation import check_files
     from predict2_export.layouts import located
+    from predict2_export.random_weights import with_random_weights
     from predict2_export.recipes import recipes
     from predict2_export.to_onnx import quiet_exporter
     from predict2_runtime.engines import read_manifest
@@ -53,7 +70,14 @@ def run(args: argparse.Namespace) -> None:
 
     quiet_exporter()
     preset = read_preset(args.repository)
-    found = recipes(located(preset, args.checkpoints), args.checkpoints)
+    found = recipes(
+        located(preset, args.checkpoints),
+        args.checkpoints,
+        post_trained=post_trained(args, preset),
+        trust_torchscript=args.trust_torchscript,
+    )
+    if args.random_weights:
+        found = [with_random_weights(recipe) for recipe in found]
     there = [r for r in found if (args.repository / r.network).is_dir()]
     todo = [r for r in there if args.only in ("", r.network)]
     if not todo:
@@ -61,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         raise InvalidRequestError(
             f"{args.repository} has no {args.only or 'engine'}; it has {names}"
         )
+    check_files(preset, todo)
     choices = Choices(args.device, not args.skip_onnxruntime, args.shapes)
     began = time.monotonic()
 
