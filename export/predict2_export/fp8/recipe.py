@@ -2,6 +2,7 @@
 """A denoiser with FP8 linears, as a recipe like any other: whoever lowers or builds it needn't know."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from predict2_export.networks.fp8 import quantize_linears
 from predict2_export.recipes import Recipe
 from predict2_export.toy import whole_file
 from predict2_export.verify import Limits
-from predict2_spec.errors import InvalidRequestError
+from predict2_spec.errors import CheckpointError, InvalidRequestError
 from predict2_spec.networks import DitSpec
 from predict2_spec.presets import Preset
 
@@ -170,7 +171,7 @@ def _own(
 ) -> tuple[Calibration, str]:
     """A calibration made here before, or made now."""
     path = _kept(folder, recipe)
-    if path.is_file():
+    with suppress(CheckpointError):  # damaged or of another format: as if it weren't there
         kept = read_calibration(path)
         asked = (digest(recipe.weight_files), how.prompts, how.num_steps, how.margin)
         if asked == (kept.checkpoint_sha256, kept.prompts, kept.num_steps, kept.margin):

@@ -154,6 +154,10 @@ def test_a_measurement_is_kept_and_used_again(toy_recipes, how, tmp_path):
     path.write_text(path.read_text().replace('"margin": 0.1', '"margin": 0.2'))
     fp8_recipes(*make, only=STAGE)
     assert any("measured" in line for line in lines)  # what was asked for has another margin
+    lines.clear()
+    path.write_text("{")
+    fp8_recipes(*make, only=STAGE)
+    assert any("measured" in line for line in lines)
 
 
 def test_an_engine_can_be_made_again_from_what_lies_beside_it(repository, exact, recipe):
