@@ -94,7 +94,7 @@ def test_the_real_registry_lists_and_creates_every_plugin(self_registering):
     library = built(11, self_registering)
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None or importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("needs pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings")
+        pytest.skip("needs pip install 'cosmos-predict2-triton[tensorrt-rtx]'")
     how = ["--open"] if self_registering else []
     folder = str(Path(spec.origin).parent)
     result = run(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The production engine: plans of TensorRT, or of TensorRT-RTX, on an NVIDIA GPU. One code path drives both."""
 
+import logging
 import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def open_tensorrt(folder: Path, manifest: Manifest, flavour: Flavour) -> InstalledEngine:
     """Put the plans of an installed engine onto torch's current GPU.
 
@@ -42,6 +46,8 @@ def open_tensorrt(folder: Path, manifest: Manifest, flavour: Flavour) -> Install
     device = _find_gpu(manifest)
     if not manifest.plugins_inside:
         load_plugins(module, manifest.plugins, manifest.rebuild_command)
+    if manifest.verification.keys() != manifest.graphs.keys():
+        _LOG.warning("%s was never compared with torch: predict2-export verify does that", folder)
     memory = Memory(device)
     graphs = {}
     for name, graph in manifest.graphs.items():
