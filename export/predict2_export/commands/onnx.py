@@ -4,11 +4,14 @@
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.presets import PRESETS, find_preset
+from predict2_spec.presets import PRESETS, Preset, find_preset
 from predict2_spec.tensors import STAGES, served_stages
+
+if TYPE_CHECKING:
+    from predict2_export.recipes import Recipe
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -25,6 +28,12 @@ def add_parser(commands: Any) -> None:
         "--checkpoints", type=Path, default=Path("checkpoints"), help="folder (%(default)s)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(%(default)s)")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="lower a denoiser of the level fp8, at the scales that `calibrate` measured",
+    )
     parser.add_argument(
         "--random-weights",
         action="store_true",
@@ -44,7 +53,6 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from predict2_export.checkpoint.synthetic import synthetic_weights
-    from predict2_export.recipes import recipes
     from predict2_export.to_onnx import check_disk, hollow_graphs, quiet_exporter, write_onnx
 
     quiet_exporter()
@@ -53,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
     def report(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-    (recipe,) = (r for r in recipes(preset, args.checkpoints) if r.network == args.stage)
-    recipe.check_lowerable()
+    recipe = _recipe(args, preset)
     network, graphs = hollow_graphs(recipe.make, recipe.graphs, getattr(torch, args.dtype))
     weights = synthetic_weights(network) if args.random_weights else recipe.weights()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -64,3 +71,32 @@ def run(args: argparse.Namespace) -> None:
         report(f"lowering {name} to {path}")
         write_onnx(graph, path, network, weights, report)
     report("done")
+
+
+def _recipe(args: argparse.Namespace, preset: Preset) -> "Recipe":
+    """What is lowered.
+
+    Raises:
+        InvalidRequestError: no engine runs the network, or the flags contradict each other.
+    """
+    if args.calibration and args.random_weights:
+        raise InvalidRequestError(
+            "--random-weights are none that a --calibration was measured on; drop one of them"
+        )
+    if args.calibration and not args.stage.endswith("_denoiser"):
+        raise InvalidRequestError(
+            f"{args.stage} has no level fp8, only denoisers have; leave out --calibration"
+        )
+    from predict2_export.fp8.calibration import read_calibration
+    from predict2_export.fp8.layers import DEFAULT_LAYERS
+    from predict2_export.fp8.recipe import fp8_recipe
+    from predict2_export.installation import check_files
+    from predict2_export.recipes import recipes
+
+    (recipe,) = (r for r in recipes(preset, args.checkpoints) if r.network == args.stage)
+    recipe.check_lowerable()
+    if not args.calibration:
+        return recipe
+    calibration = read_calibration(args.calibration)
+    check_files(preset, [recipe])
+    return fp8_recipe(recipe, calibration, DEFAULT_LAYERS, str(args.calibration))

@@ -136,6 +136,8 @@ def fp8_recipes(
         Predict2Error: there is something to measure and the quantizer isn't installed.
     """
     wanted = [r for r in found if r.network in DENOISERS and only in ("", r.network)]
+    for recipe in wanted:
+        recipe.check_lowerable()
     check_files(preset, wanted)
     given = {}
     for path in choice.calibrations:
@@ -149,7 +151,6 @@ def fp8_recipes(
     made: dict[str, Recipe] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in wanted:
-        recipe.check_lowerable()
         calibration, source = given.get(recipe.network) or _own(
             preset, found, recipe, choice.how, folder, report
         )
