@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans by NVIDIA's own builder: TensorRT-RTX needs no GPU to parse, to check types and to compile."""
 
-import logging
 import shutil
 
 import onnx
@@ -28,13 +27,6 @@ GRAPHS = {
     "video2world_denoiser": ("main",),
     "guardrail_video": ("faces", "content"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.getLogger("predict2_runtime.engines.tensorrt_log").propagate = False
-    yield
-    logging.getLogger("predict2_runtime.engines.tensorrt_log").propagate = True
 
 
 @pytest.fixture(scope="module")
