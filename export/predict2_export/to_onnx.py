@@ -110,7 +110,9 @@ def write_onnx(
         )
     assert program is not None
     model: ir.Model = program.model
-    add_functions(model, from_torch_dtype(next(network.parameters()).dtype))
+    # A program's weights are no parameters, and it is lowered in float32.
+    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    add_functions(model, from_torch_dtype(dtype))
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: half of the file, and paths of this machine
     names = {id(parameter): name for name, parameter in network.named_parameters()}

@@ -20,9 +20,11 @@ from torch import nn
 
 from predict2_export import cli
 from predict2_export.build import build
+from predict2_export.build_options import BuildOptions
 from predict2_export.checkpoint.scripted import read_scripted_decoder
 from predict2_export.layouts import located
 from predict2_export.networks.scripted_vae import lowerable, scripted_image_decoder
+from predict2_export.plans import PlanChoices, build_plans
 from predict2_export.recipes import recipes
 from predict2_export.wanted import wanted
 from predict2_runtime.engines import open_engine, read_manifest
@@ -148,6 +150,18 @@ def repository(checkpoints, tmp_path_factory):
     output = tmp_path_factory.mktemp("served") / "fast"
     built(checkpoints, output, trust_torchscript=True)
     return output
+
+
+def test_a_program_becomes_a_plan_in_the_one_type_it_can_have(checkpoints, tmp_path):
+    pytest.importorskip("tensorrt_rtx_bindings", reason="it builds the plan")
+    found = recipes(IMAGE_0_6B_FAST, checkpoints, trust_torchscript=True)
+    choices = PlanChoices(BuildOptions("tensorrt_rtx", ("sm120",)))
+    build_plans(
+        IMAGE_0_6B_FAST, found, TEMPLATES, tmp_path / "fast", lambda line: None, choices, only=STAGE
+    )
+    manifest = read_manifest(tmp_path / "fast" / STAGE / "1")
+    assert (manifest.precision, manifest.device) == ("fp32", "sm120")
+    assert manifest.graphs["first"].inputs["latents"].startswith("FLOAT [")
 
 
 def decoded(module, latents):
