@@ -126,13 +126,57 @@ def _table(name: str, command: str, lines: list[dict[str, object]]) -> str:
     )
 
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+def levels() -> str:
+    """The newest comparison of the toy's level fp8 with its level exact as a Markdown table, a row a task."""
+    lines = [
+        json.loads(line)
+        for path in sorted(RESULTS.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    newest = {x["benchmark"]: x for x in lines if x["benchmark"].startswith("quality.fp8 ")}
+    if not newest:
+        return "Not measured yet."
+    last = list(newest.values())[-1]
+    rates = ("look", "motion", "all")
+    head = ["task", "samples", *(f"{r}, {level}" for r in rates for level in ("exact", "fp8"))]
+    head += ["PSNR of frames, dB", "cosine of latents"]
+    rows = [_level_row(name.removeprefix("quality.fp8 "), x) for name, x in newest.items()]
+    return "\n".join(
+        [
+            f"`{last['command']}` on {last['machine']['cpu']}; {last['date']}. Rates with their 95 % intervals; of PSNR and "
+            "cosine the median, and what a tenth of the samples is below",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *rows,
+        ]
+    )
+
+
+def _level_row(task: str, line: dict[str, object]) -> str:
+    cells = [task, str(line["samples"])]
+    for rate in ("look", "motion", "all"):
+        for name in (f"{rate}_exact", f"{rate}_fp8"):
+            if name not in line:  # a picture has no motion
+                cells.append("")
+                continue
+            low, high = line[f"{name}_95"]
+            cells.append(f"{line[name]:.0%} ({low:.0%} to {high:.0%})")
+    cells.append(f"{line['psnr_db']:.1f} ({line['psnr_db_lowest_tenth']:.1f})")
+    cells.append(f"{line['latent_cosine']:.4f} ({line['latent_cosine_lowest_tenth']:.4f})")
+    return f"| {' | '.join(cells)} |"
+
+
+SECTIONS = {"results": tables, "levels": levels}  # of the page, each between marks of its name
 
 
 def with_tables(text: str) -> str:
-    """A page with the part between its marks replaced by the tables."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
+    """A page with the parts between its marks replaced by the tables."""
+    for name, make in SECTIONS.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{make()}\n\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":

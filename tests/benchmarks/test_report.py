@@ -49,3 +49,17 @@ def test_the_newest_result_of_a_benchmark_wins(report, tmp_path, monkeypatch):
         report.record("a task", "make bench", report.summary([seconds]))
     assert "| a task | 1 | 7 |" in report.tables()
     assert "| a task | 1 | 5 |" not in report.tables()
+
+
+def test_levels_have_a_table_of_their_own(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.levels() == "Not measured yet."
+    values = {"samples": 3, "psnr_db": 47.0, "psnr_db_lowest_tenth": 40.25}
+    values |= {"latent_cosine": 0.998, "latent_cosine_lowest_tenth": 0.99}
+    for name in ("look_exact", "look_fp8", "all_exact", "all_fp8"):
+        values |= {name: 0.9, f"{name}_95": [0.8, 1.0]}
+    report.record("quality.fp8 text2image", "make quality", values)
+    shown = "90% (80% to 100%)"
+    expected = f"| text2image | 3 | {shown} | {shown} |  |  | {shown} | {shown} | 47.0 (40.2) | 0.9980 (0.9900) |"
+    assert expected in report.levels()
+    assert "quality.fp8" not in report.tables()
