@@ -78,7 +78,8 @@ class Manifest:
         """What to type to have this engine built again on this machine."""
         command = "build" if self.kind == "onnxruntime" else "engine"
         flavour = "" if self.kind == "onnxruntime" else f" --flavour {self.kind}"
-        return f"predict2-export {command} --preset {self.preset} --only {self.network}{flavour}"
+        level = " --level fp8" if self.precision == "fp8" else ""
+        return f"predict2-export {command} --preset {self.preset} --only {self.network}{flavour}{level}"
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

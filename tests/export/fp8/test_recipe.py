@@ -71,6 +71,7 @@ def test_the_module_is_near_the_exact_one_and_not_the_same(recipe, exact):
 def test_an_engine_says_that_it_is_fp8_and_how_well_it_agrees(repository):
     manifest = read_manifest(repository / STAGE / "1")
     assert (manifest.network, manifest.precision) == (STAGE, "fp8")
+    assert manifest.rebuild_command.endswith(f"build --preset toy --only {STAGE} --level fp8")
     result = manifest.verification["main"]
     assert (result.min_cosine, result.max_error_limit) == (FP8.min_cosine, FP8.max_error)
     assert result.cosine >= result.min_cosine
@@ -191,6 +192,17 @@ def test_pictures_in_fp8_are_those_of_the_exact_level(recipe):
     fp8 = replace(networks, text2image=recipe.module(recipe.weights()))
     found = drift(*(judge_text2image(each, 8) for each in (networks, fp8)))
     assert not found.problems()
+
+
+def test_a_measurement_that_saw_too_little_is_caught_by_the_gate(exact, calibrations):
+    torch.set_num_threads(1)
+    calibration = calibrations[STAGE]
+    low = replace(calibration, amax={name: value / 16 for name, value in calibration.amax.items()})
+    recipe = fp8_recipe(exact, low, DEFAULT_LAYERS, "")
+    networks = load_networks(TRAINED)
+    fp8 = replace(networks, text2image=recipe.module(recipe.weights()))
+    found = drift(*(judge_text2image(each, 4) for each in (networks, fp8)))
+    assert any("dB between the frames" in problem for problem in found.problems())
 
 
 def test_an_engine_opens_with_the_roundings_where_they_were_put(repository):
