@@ -218,7 +218,7 @@ def _configure(
     }
     for name, on in wanted.items():
         flag = getattr(trt.BuilderFlag, name, None)
-        if flag is not None:  # older versions lack the last one, and do as it says
+        if flag is not None:  # only RTX has the last one
             (config.set_flag if on else config.clear_flag)(flag)
     if options.plugins == "serialize":
         config.plugins_to_serialize = [str(plugin_path(major(module)))]

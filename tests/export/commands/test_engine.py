@@ -17,9 +17,7 @@ from predict2_export.installation import digest
 from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.engines.bindings import bindings
-from predict2_runtime.engines.fit import check_shapes
 from predict2_runtime.repository import read_preset
-from predict2_runtime.stages.denoiser import Denoiser
 from predict2_spec.manifest import Range
 from predict2_spec.presets import TOY
 from predict2_spec.tensors import served_stages
@@ -83,39 +81,6 @@ def test_nothing_but_what_is_served_is_installed(toy_plans):
 def test_a_plan_isnt_verified_where_it_is_built_and_the_command_says_where_to(toy_plans):
     assert not manifest(toy_plans.repository).verification
     assert f"predict2-export verify {toy_plans.repository} --checkpoints" in toy_plans.said
-
-
-def test_a_denoiser_sends_what_its_plan_takes(toy_plans):
-    graph = manifest(toy_plans.repository, "video2world_denoiser").graphs["main"]
-    assert graph.inputs["hidden_states"] == "BFLOAT16 [batch, 16, frames, 2*rows, 2*columns]"
-    sent = []
-
-    def engine(inputs):
-        check_shapes("main", {k: v.shape for k, v in inputs.items()}, graph.profile)
-        sent.append(inputs["hidden_states"].shape)
-        return {"velocity": inputs["hidden_states"] * 0}
-
-    run_step(Denoiser(TOY, "video2world", engine))
-    assert sent == [graph.profile["hidden_states"].opt]
-
-
-def run_step(denoiser):
-    import numpy as np
-
-    latents = np.zeros((16, 4, 6, 10), np.float32)
-    embeds = np.zeros((TOY.text_encoder.num_tokens, TOY.video2world.text_width), np.float32)
-    return denoiser(
-        {
-            "latents": latents,
-            "previous_x0": latents,
-            "step": np.array([0]),
-            "num_steps": np.array([4]),
-            "prompt_embeds": embeds,
-            "negative_prompt_embeds": embeds,
-            "guidance": np.array([7.0]),
-            "condition_latents": latents[:, :1],
-        }
-    )
 
 
 def test_a_second_run_keeps_all_plans_and_does_no_work(toy_plans, run):
