@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from predict2_export.networks.dit import modulate, parts
+from predict2_export.networks import fused
 from predict2_kernels import BFLOAT16, FLOAT
 from predict2_kernels.reference import adaln_modulate, gated_residual, gated_residual_modulate
 from predict2_kernels.torch_ops import gated_residual as operator_add
@@ -34,10 +34,7 @@ def problem(dtype, next_parts=3):
 @pytest.mark.parametrize("next_parts", [2, 3])
 def test_reference_is_the_networks_sub_layers_end(next_parts):
     x, y, m, following = problem(torch.float64, next_parts)
-    gate = parts(m[:, :, None], 3)[2]
-    shift, scale = parts(following[:, :, None], next_parts)[:2]
-    total = x + gate * y.view_as(x)
-    expected = modulate(total, shift, scale)
+    total, expected = fused.gated_residual_modulate(x, y, m, following)
     actual = gated_residual_modulate(x, y, m, following)
     torch.testing.assert_close(actual[0], total, rtol=0, atol=0)
     # float64 on both sides: only the order of operations differs
@@ -46,7 +43,7 @@ def test_reference_is_the_networks_sub_layers_end(next_parts):
 
 def test_residual_is_rounded_where_the_network_rounds_it():
     x, y, m, _ = problem(torch.bfloat16)
-    expected = x + parts(m[:, :, None], 3)[2] * y.view_as(x)
+    expected = x + fused.parts(m[:, :, None], 3)[2] * y.view_as(x)
     assert torch.equal(gated_residual(x, y, m), expected)
     product = (m.view(2, 3, 1, 72)[..., 48:].float() * y.view_as(x).float()).bfloat16()
     assert torch.equal(expected, (x.float() + product.float()).bfloat16())

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from predict2_export.networks.dit import EPS, Attention, RotaryTables, rotate
+from predict2_export.networks.dit import Attention, RotaryTables
+from predict2_export.networks.fused import EPS, queries_and_keys
 from predict2_kernels import BFLOAT16, FLOAT
 from predict2_kernels.reference import Rotary, angles, qk_norm_rope
 from predict2_kernels.torch_ops import qk_norm_rope as operator
@@ -38,16 +39,17 @@ def test_reference_is_the_networks_queries(head_dim, grid):
     attention = Attention(of, of.width).double()
     torch.nn.init.normal_(attention.q_norm.weight)
     x = normal(2, math.prod(grid), of.width)
-    q = attention.q_norm(attention._heads(x))
+    weights = attention.q_norm.weight, attention.k_norm.weight
     rotation = RotaryTables(of)(grid)
-    expected = rotate(q, rotation).transpose(1, 2)
+    expected, _ = queries_and_keys(x, x, weights, rotation)
+    expected = expected.transpose(1, 2)
     rotary = Rotary(*tables(head_dim, grid))
-    torch.testing.assert_close(angles(rotary)[:, :, 0], rotation, rtol=0, atol=0)
+    torch.testing.assert_close(angles(rotary)[:, :, 0], rotation.of_tokens, rtol=0, atol=0)
     weight = attention.q_norm.weight
     assert attention.q_norm.eps == EPS
     # float64 on both sides: only the order of operations differs
     torch.testing.assert_close(qk_norm_rope(x, weight, rotary), expected, rtol=1e-12, atol=1e-12)
-    plain = q.transpose(1, 2)
+    plain = queries_and_keys(x, x, weights, None)[0].transpose(1, 2)
     torch.testing.assert_close(qk_norm_rope(x, weight), plain, rtol=1e-12, atol=1e-12)
     scaled = qk_norm_rope(x, weight, rotary, 0.25)
     torch.testing.assert_close(scaled, expected * 0.25, rtol=1e-12, atol=1e-12)
