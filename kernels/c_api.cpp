@@ -30,6 +30,15 @@ PREDICT2_API int predict2_adaln_modulate(int dtype, const void* x, const void* m
                                  tokens, width, parts, static_cast<cudaStream_t>(stream));
 }
 
+PREDICT2_API int predict2_adaln_modulate_e4m3(int dtype, const void* x, const void* modulation,
+                                              void* out, float* scales, int64_t frames,
+                                              int64_t tokens, int64_t width, int64_t parts,
+                                              void* stream) {
+  return predict2::AdalnModulateE4m3(static_cast<predict2::DType>(dtype), x, modulation, out,
+                                     scales, frames, tokens, width, parts,
+                                     static_cast<cudaStream_t>(stream));
+}
+
 PREDICT2_API int predict2_gated_residual_modulate(int dtype, const void* x, const void* y,
                                                   const void* modulation,
                                                   const void* next_modulation, void* x_out,
@@ -38,6 +47,17 @@ PREDICT2_API int predict2_gated_residual_modulate(int dtype, const void* x, cons
   return predict2::GatedResidualModulate(static_cast<predict2::DType>(dtype), x, y, modulation,
                                          next_modulation, x_out, out, frames, tokens, width,
                                          next_parts, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_gated_residual_modulate_e4m3(int dtype, const void* x, const void* y,
+                                                       const void* modulation,
+                                                       const void* next_modulation, void* x_out,
+                                                       void* out, float* scales, int64_t frames,
+                                                       int64_t tokens, int64_t width,
+                                                       int64_t next_parts, void* stream) {
+  return predict2::GatedResidualModulateE4m3(static_cast<predict2::DType>(dtype), x, y, modulation,
+                                             next_modulation, x_out, out, scales, frames, tokens,
+                                             width, next_parts, static_cast<cudaStream_t>(stream));
 }
 
 PREDICT2_API int predict2_gated_residual(int dtype, const void* x, const void* y,

@@ -9,10 +9,10 @@ from benchmarks.kernels.workloads import WORKLOADS
 from benchmarks.report import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_kernels import reference
+from predict2_kernels.fp8_ops import adaln_modulate_e4m3
 from predict2_kernels.torch_ops import adaln_modulate
 
 COMMAND = "make gpu"
-PASSES = 2  # of the activations through memory: read, written
 
 
 def main() -> None:
@@ -26,12 +26,19 @@ def main() -> None:
         expected = reference.adaln_modulate(some.float(), m.float())
         # one rounding of the result, half a step of 2^-8
         torch.testing.assert_close(adaln_modulate(some, m).float(), expected, rtol=2**-8, atol=1e-4)
-        for name, run in (
-            ("kernel", partial(adaln_modulate, x, m)),
-            ("torch", partial(reference.adaln_modulate, x, m)),
+        codes, scales = adaln_modulate_e4m3(some, m)
+        # half a step of e4m3: 2^-4 of a value, or 2^-10 below the smallest normal one
+        torch.testing.assert_close(
+            codes.float() * scales, expected, rtol=2**-4, atol=2**-10 * scales.max().item()
+        )
+        for name, passes, run in (  # passes of bf16 activations through memory: read, written
+            ("kernel", 2, partial(adaln_modulate, x, m)),
+            ("torch", 2, partial(reference.adaln_modulate, x, m)),
+            ("kernel, e4m3", 1.5, partial(adaln_modulate_e4m3, x, m)),
+            ("torch, e4m3", 1.5, partial(reference.adaln_modulate_e4m3, x, m)),
         ):
             result = summary(gpu_seconds(run))
-            rate = PASSES * x.nbytes / result["median_s"] / 1e9
+            rate = passes * x.nbytes / result["median_s"] / 1e9
             title = f"adaln_modulate {of.name}, {name}"
             record(title, COMMAND, {**result, "note": f"{rate:.0f} GB/s"})
 

@@ -9,6 +9,7 @@ from benchmarks.kernels.workloads import WORKLOADS
 from benchmarks.report import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_kernels import reference
+from predict2_kernels.fp8_ops import gated_residual_modulate_e4m3
 from predict2_kernels.torch_ops import gated_residual, gated_residual_modulate
 
 COMMAND = "make gpu"
@@ -28,9 +29,21 @@ def main() -> None:
         expected = reference.adaln_modulate(total.float(), following.float())
         # one rounding of the result, half a step of 2^-8
         torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-4)
-        for name, passes, run in (  # passes of the activations through memory
+        quantized_total, codes, scales = gated_residual_modulate_e4m3(*some, m, following)
+        assert torch.equal(quantized_total, total)
+        # half a step of e4m3: 2^-4 of a value, or 2^-10 below the smallest normal one
+        torch.testing.assert_close(
+            codes.float() * scales, expected, rtol=2**-4, atol=2**-10 * scales.max().item()
+        )
+        for name, passes, run in (  # passes of bf16 activations through memory
             ("kernel", 4, partial(gated_residual_modulate, x, y, m, following)),
             ("torch", 4, partial(reference.gated_residual_modulate, x, y, m, following)),
+            ("kernel, e4m3", 3.5, partial(gated_residual_modulate_e4m3, x, y, m, following)),
+            (
+                "torch, e4m3",
+                3.5,
+                partial(reference.gated_residual_modulate_e4m3, x, y, m, following),
+            ),
             ("kernel, no norm", 3, partial(gated_residual, x, y, m)),
         ):
             result = summary(gpu_seconds(run))

@@ -1,31 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "predict2/adaln_modulate.h"
 
+#include <type_traits>
+
 #include "predict2/norm_row.cuh"
 
 namespace predict2 {
 namespace {
 
+struct Problem {
+  const void *x, *modulation;
+  void* out;
+  float* scales;  // of an e4m3 out
+  int64_t frames, tokens, width, parts;
+};
+
 // A block a token. x leaves the caches at once; the frame's modulation is shared and stays.
-template <typename T, int kSteps>
+template <typename T, typename Out, int kSteps>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<T>)
-    Modulate(const T* x, const T* modulation, T* out, unsigned tokens, int width, int64_t parts) {
-  const int64_t row = blockIdx.x, frame = blockIdx.x / tokens;
+    Modulate(const __grid_constant__ Problem problem) {
+  const auto width = static_cast<int>(problem.width);
+  const int64_t row = blockIdx.x, frame = blockIdx.x / static_cast<unsigned>(problem.tokens);
+  const T* x = static_cast<const T*>(problem.x) + row * width;
   float values[kSteps][kVec<T>];
-  ForEachStep<T, kSteps>(
-      width, [&](int i, int column) { Unpack(FetchOnce(x + row * width + column), values[i]); });
-  ModulateRow<T, kSteps>(values, modulation + frame * parts * width, out + row * width, width);
+  ForEachStep<T, kSteps>(width,
+                         [&](int i, int column) { Unpack(FetchOnce(x + column), values[i]); });
+  ModulateRow<T, kSteps>(values,
+                         static_cast<const T*>(problem.modulation) + frame * problem.parts * width,
+                         static_cast<Out*>(problem.out) + row * width, problem.scales + row, width);
 }
 
-template <typename T>
-cudaError_t Launch(const void* x, const void* modulation, void* out, int64_t rows, int64_t tokens,
-                   int64_t width, int64_t parts, cudaStream_t stream) {
-  const auto kernel =
-      width <= kNarrow<T> * kRowThreads * kVec<T> ? Modulate<T, kNarrow<T>> : Modulate<T, kWide<T>>;
-  kernel<<<static_cast<unsigned>(rows), kRowThreads, 0, stream>>>(
-      static_cast<const T*>(x), static_cast<const T*>(modulation), static_cast<T*>(out),
-      static_cast<unsigned>(tokens), static_cast<int>(width), parts);
+template <typename T, typename Out>
+cudaError_t Launch(const Problem& problem, cudaStream_t stream) {
+  const auto kernel = problem.width <= kNarrow<T> * kRowThreads * kVec<T>
+                          ? Modulate<T, Out, kNarrow<T>>
+                          : Modulate<T, Out, kWide<T>>;
+  const auto blocks = static_cast<unsigned>(problem.frames * problem.tokens);
+  kernel<<<blocks, kRowThreads, 0, stream>>>(problem);
   return cudaGetLastError();
+}
+
+template <bool kE4m3>
+cudaError_t CheckAndLaunch(DType dtype, const Problem& of, cudaStream_t stream) {
+  if (!IsKnown(dtype) || of.frames < 0 || of.tokens < 0 || of.width <= 0 || of.width > kMaxWidth ||
+      of.width * SizeOf(dtype) % 16 != 0 || of.parts < 2 || of.frames * of.tokens > kMaxRows) {
+    return cudaErrorInvalidValue;
+  }
+  if (of.frames * of.tokens == 0) return cudaSuccess;
+  for (const void* pointer : {of.x, of.modulation, static_cast<const void*>(of.out)}) {
+    if (!pointer || !IsAligned(pointer)) return cudaErrorInvalidValue;
+  }
+  if (kE4m3 && (!of.scales || !IsAligned(of.scales))) return cudaErrorInvalidValue;
+  using Bf16 = __nv_bfloat16;
+  const auto launch = dtype == DType::kFloat
+                          ? Launch<float, std::conditional_t<kE4m3, __nv_fp8_e4m3, float>>
+                          : Launch<Bf16, std::conditional_t<kE4m3, __nv_fp8_e4m3, Bf16>>;
+  return launch(of, stream);
 }
 
 }  // namespace
@@ -33,16 +63,15 @@ cudaError_t Launch(const void* x, const void* modulation, void* out, int64_t row
 cudaError_t AdalnModulate(DType dtype, const void* x, const void* modulation, void* out,
                           int64_t frames, int64_t tokens, int64_t width, int64_t parts,
                           cudaStream_t stream) {
-  if (!IsKnown(dtype) || frames < 0 || tokens < 0 || width <= 0 || width > kMaxWidth ||
-      width * SizeOf(dtype) % 16 != 0 || parts < 2 || frames * tokens > kMaxRows) {
-    return cudaErrorInvalidValue;
-  }
-  if (frames * tokens == 0) return cudaSuccess;
-  if (!x || !modulation || !out || !IsAligned(x) || !IsAligned(modulation) || !IsAligned(out)) {
-    return cudaErrorInvalidValue;
-  }
-  const auto launch = dtype == DType::kFloat ? Launch<float> : Launch<__nv_bfloat16>;
-  return launch(x, modulation, out, frames * tokens, tokens, width, parts, stream);
+  return CheckAndLaunch<false>(dtype, {x, modulation, out, nullptr, frames, tokens, width, parts},
+                               stream);
+}
+
+cudaError_t AdalnModulateE4m3(DType dtype, const void* x, const void* modulation, void* out,
+                              float* scales, int64_t frames, int64_t tokens, int64_t width,
+                              int64_t parts, cudaStream_t stream) {
+  return CheckAndLaunch<true>(dtype, {x, modulation, out, scales, frames, tokens, width, parts},
+                              stream);
 }
 
 }  // namespace predict2

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "predict2/gated_residual_modulate.h"
 
+#include <type_traits>
+
 #include "predict2/adaln_modulate.h"
 #include "predict2/norm_row.cuh"
 
@@ -10,12 +12,13 @@ namespace {
 struct Problem {
   const void *x, *y, *modulation, *next_modulation;
   void *x_out, *out;
+  float* scales;  // of an e4m3 out
   int64_t frames, tokens, width, next_parts;
 };
 
 // A block a token. The rounding of each operation is asked for, so that no multiply-add replaces
-// it.
-template <typename T, int kSteps, bool kNorm>
+// it. An Out of void is for the sum alone.
+template <typename T, typename Out, int kSteps>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<T>)
     Residual(const __grid_constant__ Problem problem) {
   const auto width = static_cast<int>(problem.width);
@@ -39,24 +42,30 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<T>)
     }
     Store(static_cast<T*>(problem.x_out) + row + column, x[i]);
   });
-  if constexpr (kNorm) {
+  if constexpr (!std::is_void_v<Out>) {
     ModulateRow<T, kSteps>(
         x, static_cast<const T*>(problem.next_modulation) + frame * problem.next_parts * width,
-        static_cast<T*>(problem.out) + row, width);
+        static_cast<Out*>(problem.out) + row, problem.scales + blockIdx.x, width);
   }
 }
 
-template <typename T, bool kNorm>
+template <typename T, typename Out>
 cudaError_t Launch(const Problem& problem, cudaStream_t stream) {
   const auto kernel = problem.width <= kNarrow<T> * kRowThreads * kVec<T>
-                          ? Residual<T, kNarrow<T>, kNorm>
-                          : Residual<T, kWide<T>, kNorm>;
+                          ? Residual<T, Out, kNarrow<T>>
+                          : Residual<T, Out, kWide<T>>;
   const auto blocks = static_cast<unsigned>(problem.frames * problem.tokens);
   kernel<<<blocks, kRowThreads, 0, stream>>>(problem);
   return cudaGetLastError();
 }
 
-template <bool kNorm>
+enum class Norm { kNone, kSame, kE4m3 };
+
+template <typename T, Norm kNorm>
+using Output = std::conditional_t<kNorm == Norm::kNone, void,
+                                  std::conditional_t<kNorm == Norm::kE4m3, __nv_fp8_e4m3, T>>;
+
+template <Norm kNorm>
 cudaError_t CheckAndLaunch(DType dtype, const Problem& of, cudaStream_t stream) {
   if (!IsKnown(dtype) || of.frames < 0 || of.tokens < 0 || of.width <= 0 || of.width > kMaxWidth ||
       of.width * SizeOf(dtype) % 16 != 0 || of.next_parts < 2 || of.frames * of.tokens > kMaxRows) {
@@ -67,10 +76,12 @@ cudaError_t CheckAndLaunch(DType dtype, const Problem& of, cudaStream_t stream) 
     if (!pointer || !IsAligned(pointer)) return cudaErrorInvalidValue;
   }
   for (const void* pointer : {of.next_modulation, static_cast<const void*>(of.out)}) {
-    if (kNorm && (!pointer || !IsAligned(pointer))) return cudaErrorInvalidValue;
+    if (kNorm != Norm::kNone && (!pointer || !IsAligned(pointer))) return cudaErrorInvalidValue;
   }
-  return dtype == DType::kFloat ? Launch<float, kNorm>(of, stream)
-                                : Launch<__nv_bfloat16, kNorm>(of, stream);
+  if (kNorm == Norm::kE4m3 && (!of.scales || !IsAligned(of.scales))) return cudaErrorInvalidValue;
+  const auto launch = dtype == DType::kFloat ? Launch<float, Output<float, kNorm>>
+                                             : Launch<__nv_bfloat16, Output<__nv_bfloat16, kNorm>>;
+  return launch(of, stream);
 }
 
 }  // namespace
@@ -79,16 +90,29 @@ cudaError_t GatedResidualModulate(DType dtype, const void* x, const void* y, con
                                   const void* next_modulation, void* x_out, void* out,
                                   int64_t frames, int64_t tokens, int64_t width, int64_t next_parts,
                                   cudaStream_t stream) {
-  return CheckAndLaunch<true>(
-      dtype, {x, y, modulation, next_modulation, x_out, out, frames, tokens, width, next_parts},
+  return CheckAndLaunch<Norm::kSame>(
+      dtype,
+      {x, y, modulation, next_modulation, x_out, out, nullptr, frames, tokens, width, next_parts},
+      stream);
+}
+
+cudaError_t GatedResidualModulateE4m3(DType dtype, const void* x, const void* y,
+                                      const void* modulation, const void* next_modulation,
+                                      void* x_out, void* out, float* scales, int64_t frames,
+                                      int64_t tokens, int64_t width, int64_t next_parts,
+                                      cudaStream_t stream) {
+  return CheckAndLaunch<Norm::kE4m3>(
+      dtype,
+      {x, y, modulation, next_modulation, x_out, out, scales, frames, tokens, width, next_parts},
       stream);
 }
 
 cudaError_t GatedResidual(DType dtype, const void* x, const void* y, const void* modulation,
                           void* x_out, int64_t frames, int64_t tokens, int64_t width,
                           cudaStream_t stream) {
-  return CheckAndLaunch<false>(
-      dtype, {x, y, modulation, nullptr, x_out, nullptr, frames, tokens, width, 2}, stream);
+  return CheckAndLaunch<Norm::kNone>(
+      dtype, {x, y, modulation, nullptr, x_out, nullptr, nullptr, frames, tokens, width, 2},
+      stream);
 }
 
 }  // namespace predict2

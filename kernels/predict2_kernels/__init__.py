@@ -14,8 +14,12 @@ _SIGNATURES = {
         (_ARRAY,) * 6 + (_SIZE,) * 4 + (ctypes.c_float,) * 2 + (ctypes.c_double,) * 3 + (_STREAM,)
     ),
     "predict2_adaln_modulate": (ctypes.c_int, *(_ARRAY,) * 3, *(_SIZE,) * 4, _STREAM),
+    "predict2_adaln_modulate_e4m3": (ctypes.c_int, *(_ARRAY,) * 4, *(_SIZE,) * 4, _STREAM),
     "predict2_gated_residual": (ctypes.c_int, *(_ARRAY,) * 4, *(_SIZE,) * 3, _STREAM),
     "predict2_gated_residual_modulate": (ctypes.c_int, *(_ARRAY,) * 6, *(_SIZE,) * 4, _STREAM),
+    "predict2_gated_residual_modulate_e4m3": (
+        (ctypes.c_int, *(_ARRAY,) * 7, *(_SIZE,) * 4, _STREAM)
+    ),
     "predict2_qk_norm_rope": (
         (ctypes.c_int, *(_ARRAY,) * 11, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
     ),

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6  # of every norm
+E4M3 = torch.float8_e4m3fn
+LARGEST = torch.finfo(E4M3).max  # 448
+SMALLEST_SCALE = 2.0**-64  # so that a row of zeros has one with an inverse
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,34 @@ def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     `modulation` is [..., parts * D], shift and scale first, a row for each frame; the rows of x are
     theirs in turn, equally many for each. In float32 at least, rounded once.
     """
+    return _adaln_modulate(x, modulation).to(x.dtype)
+
+
+def _adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     frames = modulation.flatten(0, -2)
     shift, scale = (part(frames, i, x.shape[-1]).to(wide) for i in range(2))
     rows = x.reshape(len(frames), -1, x.shape[-1]).to(wide)
     normed = F.layer_norm(rows, rows.shape[-1:], eps=EPS)
-    return (normed * (1 + scale) + shift).to(x.dtype).view(x.shape)
+    return (normed * (1 + scale) + shift).view(x.shape)
+
+
+def quantize_rows(u: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes [..., D] in e4m3, scales [..., 1] in float32) of u [..., D]: u is about codes * scales.
+
+    scale = max(max |u| / 448, 2^-64) and code = e4m3(u * (1 / scale)), saturating, each operation
+    rounded to float32. Flat, they are what `torch._scaled_mm` takes with scales by row.
+    """
+    u = u.float()
+    # An array of its own, because torch on a GPU multiplies by a number's inverse.
+    largest = u.new_full((), LARGEST)
+    scales = (u.abs().amax(-1, keepdim=True) / largest).clamp_min(SMALLEST_SCALE)
+    return (u * scales.reciprocal()).clamp(-LARGEST, LARGEST).to(E4M3), scales
+
+
+def adaln_modulate_e4m3(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of `adaln_modulate` before its rounding."""
+    return quantize_rows(_adaln_modulate(x, modulation))
 
 
 def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
@@ -74,6 +99,14 @@ def gated_residual_modulate(
     """`gated_residual`, and its `adaln_modulate` by the next sub-layer's modulation."""
     total = gated_residual(x, y, modulation)
     return total, adaln_modulate(total, next_modulation)
+
+
+def gated_residual_modulate_e4m3(
+    x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gated_residual`, and its `adaln_modulate_e4m3` by the next sub-layer's modulation."""
+    total = gated_residual(x, y, modulation)
+    return total, *adaln_modulate_e4m3(total, next_modulation)
 
 
 def part(frames: Tensor, index: int, width: int) -> Tensor:

@@ -42,7 +42,7 @@ def host_library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("host_kernels")
     plugins = [KERNELS / "plugin" / name for name in ("plugin.cpp", "registry.cpp")]
     plugins += [*KERNELS.glob("*/*_plugin.cpp"), HERE / "plugin_call.cpp"]
-    sources = [KERNELS / "c_api.cpp", *plugins]
+    sources = [KERNELS / "c_api.cpp", HERE / "e4m3_call.cpp", *plugins]
     for path in KERNELS.glob("*/*.cu"):
         text, launches = LAUNCH.subn(r"\1host_cuda::Launch(\2, \3)(", path.read_text())
         assert launches
@@ -81,3 +81,21 @@ def launchers(request):
     if not hasattr(library, "predict2_qk_norm_rope"):
         pytest.skip("built without nvcc, or before these kernels")
     return library
+
+
+@pytest.fixture(scope="session")
+def assert_quantized():
+    """Asserts that codes * scales is u [..., D], where u is known to within `error`, as near as e4m3 can be."""
+    import torch
+
+    def check(codes, scales, u, error):
+        u, scales = u.double().cpu(), scales.double().cpu()
+        largest = u.abs().amax(-1, keepdim=True)
+        assert ((scales * 448 - largest).abs() <= error + largest * 2**-22).all()
+        exact = u / scales
+        # e4m3 has 8 steps to a power of two, from 2^-6 on
+        exponents = exact.abs().clamp(2.0**-6, 448).log2().floor()
+        off = (codes.cpu().double() - exact).abs()
+        assert (off <= torch.exp2(exponents - 4) * (1 + 2**-20) + error / scales).all()
+
+    return check

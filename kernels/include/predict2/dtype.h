@@ -16,6 +16,8 @@ inline bool IsKnown(DType dtype) {
   return dtype == DType::kFloat || dtype == DType::kBFloat16;
 }
 
+constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;  // of kernels with a block a row
+
 // Kernels move 16 bytes at a time.
 inline bool IsAligned(const void* pointer) {
   return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;

@@ -26,6 +26,14 @@ cudaError_t GatedResidualModulate(DType dtype, const void* x, const void* y, con
                                   int64_t frames, int64_t tokens, int64_t width, int64_t next_parts,
                                   cudaStream_t stream);
 
+// The same with out in e4m3, and scales [frames, tokens], 16-byte aligned, of the unrounded result
+// as e4m3.cuh says; x_out stays of `dtype`.
+cudaError_t GatedResidualModulateE4m3(DType dtype, const void* x, const void* y,
+                                      const void* modulation, const void* next_modulation,
+                                      void* x_out, void* out, float* scales, int64_t frames,
+                                      int64_t tokens, int64_t width, int64_t next_parts,
+                                      cudaStream_t stream);
+
 // The first of the two lines alone, where no norm follows.
 cudaError_t GatedResidual(DType dtype, const void* x, const void* y, const void* modulation,
                           void* x_out, int64_t frames, int64_t tokens, int64_t width,

@@ -2,6 +2,7 @@
 // A block and one row of a tensor [rows, width], held in registers: 16 bytes a thread and step.
 #pragma once
 
+#include "predict2/e4m3.cuh"
 #include "predict2/reduce.cuh"
 #include "predict2/vec.cuh"
 
@@ -14,20 +15,31 @@ template <typename T>
 constexpr int kRowBlocks = sizeof(T) == 2 ? 7 : 3;
 
 // Calls step(i, column) for each of a thread's at most kSteps places in a row of `width`.
-template <typename T, int kSteps, typename Step>
+template <typename T, int kSteps, int kThreads = kRowThreads, typename Step>
 __device__ inline void ForEachStep(int width, Step step) {
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    const int column = (i * kRowThreads + static_cast<int>(threadIdx.x)) * kVec<T>;
+    const int column = (i * kThreads + static_cast<int>(threadIdx.x)) * kVec<T>;
     if (column < width) step(i, column);
   }
 }
 
+// `largest_bits` is each thread's own, as LargestBits of what it holds of the row.
+template <typename T, int kSteps, int kThreads>
+__device__ inline void StoreRow(const float (&row)[kSteps][kVec<T>], unsigned largest_bits,
+                                __nv_fp8_e4m3* out, float* scale_out, int width) {
+  const float scale = RowScale<kThreads>(largest_bits), inverse = 1.0f / scale;
+  if (threadIdx.x == 0) *scale_out = scale;
+  ForEachStep<T, kSteps, kThreads>(
+      width, [&](int i, int column) { Store(out + column, row[i], inverse); });
+}
+
 // out = layer_norm(x) * (1 + scale) + shift; two passes, so that a large mean cancels exactly.
-// `modulation` is the row's own, read by every token of the frame and so from the L1.
-template <typename T, int kSteps>
-__device__ inline void ModulateRow(const float (&x)[kSteps][kVec<T>], const T* modulation, T* out,
-                                   int width) {
+// `modulation` is the row's own, read by every token of the frame and so from the L1. `scale_out`
+// is that of a row of e4m3, which needs x for its values.
+template <typename T, int kSteps, typename Out>
+__device__ inline void ModulateRow(float (&x)[kSteps][kVec<T>], const T* modulation, Out* out,
+                                   float* scale_out, int width) {
   constexpr float kEps = 1e-6f;
   __shared__ float partial[2][kRowThreads / 32];
   float sum = 0.0f;
@@ -42,16 +54,24 @@ __device__ inline void ModulateRow(const float (&x)[kSteps][kVec<T>], const T* m
     for (int j = 0; j < kVec<T>; ++j) squares += (x[i][j] - mean) * (x[i][j] - mean);
   });
   const float inverse = rsqrtf(BlockSum<kRowThreads>(squares, partial[1]) / width + kEps);
+  unsigned largest_bits = 0;
   ForEachStep<T, kSteps>(width, [&](int i, int column) {
-    float shift[kVec<T>], scale[kVec<T>], u[kVec<T>];
+    float shift[kVec<T>], scale[kVec<T>];
     Load(modulation + column, shift);
     Load(modulation + width + column, scale);
 #pragma unroll
     for (int j = 0; j < kVec<T>; ++j) {
-      u[j] = (x[i][j] - mean) * inverse * (1.0f + scale[j]) + shift[j];
+      x[i][j] = (x[i][j] - mean) * inverse * (1.0f + scale[j]) + shift[j];
     }
-    Store(out + column, u);
+    if constexpr (kIsE4m3<Out>) {
+      largest_bits = LargestBits(largest_bits, x[i]);
+    } else {
+      Store(out + column, x[i]);
+    }
   });
+  if constexpr (kIsE4m3<Out>) {
+    StoreRow<T, kSteps, kRowThreads>(x, largest_bits, out, scale_out, width);
+  }
 }
 
 // Steps that hold a row: for the 2B network's 2048 channels, or for kMaxWidth.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the lanes of a warp and over a block; every thread gets the result.
+// Sums and maxima over the lanes of a warp and over a block; every thread gets the result.
 #pragma once
 
 namespace predict2 {
@@ -25,6 +25,18 @@ __device__ inline float BlockSum(float value, float* partial) {
 #pragma unroll
   for (int i = 0; i < kThreads / 32; ++i) sum += partial[i];
   return sum;
+}
+
+// `partial` as above, of integers.
+template <int kThreads>
+__device__ inline unsigned BlockMax(unsigned value, unsigned* partial) {
+  value = __reduce_max_sync(0xffffffffu, value);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  unsigned most = 0;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; ++i) most = partial[i] > most ? partial[i] : most;
+  return most;
 }
 
 }  // namespace predict2

@@ -6,6 +6,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -50,6 +51,7 @@ inline ucontext_t scheduler;
 inline std::vector<Thread>* threads;
 inline Barrier block_barrier, warp_barriers[32];
 inline float exchanged[1024];
+inline unsigned of_warp[1024];
 inline void (*body)(void*);
 inline void* body_data;
 
@@ -120,6 +122,22 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   return other;
 }
 
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const unsigned self = threadIdx.x, first = self / 32 * 32;
+  host_cuda::of_warp[self] = value;
+  host_cuda::Wait(host_cuda::warp_barriers[self / 32], 32);
+  unsigned most = 0;
+  for (unsigned i = 0; i < 32; ++i) most = std::max(most, host_cuda::of_warp[first + i]);
+  host_cuda::Wait(host_cuda::warp_barriers[self / 32], 32);
+  return most;
+}
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -134,6 +152,12 @@ inline float __uint_as_float(unsigned bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
 }
 
 template <typename T>
