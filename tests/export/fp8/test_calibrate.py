@@ -21,7 +21,7 @@ from predict2_export.fp8.trajectories import (
 )
 from predict2_export.toyworld.sampling import generate
 from predict2_export.toyworld.scene import vocabulary
-from predict2_runtime.schedule import flow_time, solver_steps
+from predict2_runtime.schedule import DISTILLED_SIGMAS, flow_time, solver_steps
 from predict2_spec.errors import InvalidRequestError, Predict2Error
 from predict2_spec.networks import DIT_TOY_VIDEO2WORLD
 from predict2_spec.presets import PRESETS, TOY
@@ -59,10 +59,28 @@ def test_pictures_run_the_whole_schedule_with_both_branches():
 
 
 def test_distilled_networks_run_their_own_few_steps_without_guidance():
-    preset = PRESETS["0.6b-distilled"]
-    for generation in picture_generations(preset, TEXTS, 35):
-        assert (generation.solver, generation.num_steps) == ("distilled", 4)
-        assert generation.guidance.negative_prompt_embeds is None
+    recorder = Recorder()
+    generations = list(picture_generations(PRESETS["0.6b-distilled"], TEXTS, 35))
+    run_pictures(generations[:1], recorder, lambda: None)
+    assert [call[0].shape[0] for call in recorder.calls] == [1] * 4
+    times = [float(call[1]) for call in recorder.calls]
+    assert times == pytest.approx([flow_time(sigma) for sigma in DISTILLED_SIGMAS])
+    # Noise is put back after every step but the last: without a flow the state is x0 and a normal times sigma.
+    states = [float(call[0].std()) for call in recorder.calls]
+    assert states[0] == pytest.approx(80 * (1 - flow_time(80)), rel=0.02)
+    assert all(state > 0.3 for state in states)
+
+
+def test_networks_of_bfloat16_are_run_in_their_type(toy_recipes, how, calibrations, monkeypatch):
+    """As on a GPU; what is measured differs by bfloat16's rounding alone."""
+
+    def loaded(recipe, device):
+        return recipe.module(recipe.weights()).bfloat16()
+
+    monkeypatch.setattr("predict2_export.fp8.calibrate._loaded", loaded)
+    for network, calibration in calibrations.items():
+        rounded = calibrate(TOY, toy_recipes, network, how, lambda line: None)
+        assert rounded.amax == pytest.approx(calibration.amax, rel=0.1)
 
 
 def test_clips_go_on_from_one_latent_frame_and_from_two():
