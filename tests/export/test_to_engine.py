@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans by NVIDIA's own builder: TensorRT-RTX needs no GPU to parse, to check types and to compile."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -9,7 +12,10 @@ import pytest
 from predict2_export.build_options import BuildOptions
 from predict2_export.build_progress import Phases
 from predict2_export.profiles import free_dims, input_dims, profile
+from predict2_export.recipes import recipes
 from predict2_export.to_engine import build_plan, fused_nodes
+from predict2_kernels import plugin_path
+from predict2_export.toy import TRAINED
 from predict2_runtime.engines.tensorrt_log import tensorrt_log
 from predict2_spec.errors import EngineBuildError
 from predict2_spec.manifest import Range
@@ -111,6 +117,53 @@ def test_the_fused_nodes_of_a_denoiser_are_found_with_the_versions_of_their_plug
     assert {"Predict2QkNormRope", "Predict2Modulate", "Predict2Attention"} <= found.keys()
     assert set(found.values()) == {"1"}
     assert fused_nodes(toy_plans.onnx / "vae_decoder.first.onnx") == {}
+
+
+@pytest.mark.parametrize("network", ["text_encoder", "vae_decoder", "video2world_denoiser"])
+def test_tensorrt_knows_every_weight_by_its_name_in_the_checkpoint(toy_plans, network):
+    (recipe,) = (r for r in recipes(TOY, TRAINED) if r.network == network)
+    graph = "next" if network == "vae_decoder" else "main"
+    source = toy_plans.onnx / f"{network}.{graph}.onnx"
+    log = tensorrt_log("tensorrt_rtx").as_logger()
+    parsed = trt.Builder(log).create_network(0)
+    assert trt.OnnxParser(parsed, log).parse_from_file(str(source))
+    kept = {
+        tensor.name for tensor in onnx.load(str(source), load_external_data=False).graph.initializer
+    }
+    used = [name for name in recipe.weights() if any(n.endswith(name) for n in kept)]
+    if network != "vae_decoder":  # whose recipe has the encoder's weights too
+        assert len(used) == len(recipe.weights())
+    assert used
+    full = [next(n for n in kept if n.endswith(name)) for name in used]
+    assert [name for name in full if not parsed.mark_weights_refittable(name)] == []
+    assert not parsed.mark_weights_refittable("a weight that isn't there")
+
+
+FIND = """
+import json, sys
+from pathlib import Path
+from predict2_export.build_options import BuildOptions
+from predict2_export.to_engine import find_plugins
+from predict2_runtime.engines.bindings import bindings
+
+options = BuildOptions("tensorrt_rtx", ("sm120",), plugins="load")
+for path in sys.argv[1:]:  # more than one, as the registry takes a library only once
+    print(json.dumps(find_plugins(bindings("tensorrt_rtx"), Path(path), options)))
+"""
+
+
+@pytest.mark.skipif(plugin_path(11) is None, reason="the plugins were not built here")
+def test_a_plan_needs_the_plugins_that_both_its_graph_and_the_library_have(toy_plans):
+    paths = [toy_plans.onnx / f"{s}.onnx" for s in ("video2world_denoiser.main", "text_encoder.main")]  # fmt: skip
+    # In a process of its own: once RTX's parser can find a plugin, it takes the process down instead of a body.
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    denoiser, encoder = map(json.loads, done.stdout.splitlines())
+    assert {"Predict2QkNormRope", "Predict2Modulate"} <= denoiser.keys() <= fused_nodes(paths[0]).keys()  # fmt: skip
+    assert set(denoiser.values()) == {"1"}
+    assert encoder == {}
 
 
 def test_a_plan_is_written_whole_or_not_at_all(encoder, tmp_path):
