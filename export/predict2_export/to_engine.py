@@ -62,7 +62,7 @@ def build_plan(
     module = bindings(options.flavour)
 
     def work() -> dict[str, str]:
-        plugins = _find_plugins(module, source, options)
+        plugins = find_plugins(module, source, options)
         plan = _build(module, source, profile, options, phases, tf32, timing_cache)
         with whole_file(target) as part, part.open("wb") as file:
             file.write(plan)
@@ -290,8 +290,16 @@ def fused_nodes(path: Path) -> dict[str, str]:
     }
 
 
-def _find_plugins(module: ModuleType, source: Path, options: BuildOptions) -> dict[str, str]:
-    """Those of a graph's fused nodes that are plugins; the parser takes the others' bodies.
+def find_plugins(module: ModuleType, source: Path, options: BuildOptions) -> dict[str, str]:
+    """Those of a graph's fused nodes that will be plugins; the parser takes the bodies of the others.
+
+    Args:
+        module: TensorRT's bindings, into whose registry our plugins are loaded.
+        source: an ONNX file.
+        options: say whether to use plugins.
+
+    Returns:
+        name -> version.
 
     Raises:
         EngineBuildError: the library can't be loaded.

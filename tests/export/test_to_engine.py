@@ -14,8 +14,8 @@ from predict2_export.build_progress import Phases
 from predict2_export.profiles import free_dims, input_dims, profile
 from predict2_export.recipes import recipes
 from predict2_export.to_engine import build_plan, fused_nodes
-from predict2_kernels import plugin_path
 from predict2_export.toy import TRAINED
+from predict2_kernels import plugin_path
 from predict2_runtime.engines.tensorrt_log import tensorrt_log
 from predict2_spec.errors import EngineBuildError
 from predict2_spec.manifest import Range
