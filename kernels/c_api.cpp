@@ -3,6 +3,7 @@
 #include "predict2/adaln_modulate.h"
 #include "predict2/cfg_ab2_step.h"
 #include "predict2/gated_residual_modulate.h"
+#include "predict2/gelu_quantize.h"
 #include "predict2/qk_norm_rope.h"
 
 #define PREDICT2_API extern "C" __attribute__((visibility("default")))
@@ -65,6 +66,12 @@ PREDICT2_API int predict2_gated_residual(int dtype, const void* x, const void* y
                                          int64_t tokens, int64_t width, void* stream) {
   return predict2::GatedResidual(static_cast<predict2::DType>(dtype), x, y, modulation, x_out,
                                  frames, tokens, width, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_gelu_quantize(const void* x, void* out, float* scales, int64_t rows,
+                                        int64_t width, void* stream) {
+  return predict2::GeluQuantize(static_cast<const __nv_bfloat16*>(x), out, scales, rows, width,
+                                static_cast<cudaStream_t>(stream));
 }
 
 // v may be null, and so may the three tables, together: then nothing is rotated.

@@ -20,6 +20,7 @@ _SIGNATURES = {
     "predict2_gated_residual_modulate_e4m3": (
         (ctypes.c_int, *(_ARRAY,) * 7, *(_SIZE,) * 4, _STREAM)
     ),
+    "predict2_gelu_quantize": (*(_ARRAY,) * 3, *(_SIZE,) * 2, _STREAM),
     "predict2_qk_norm_rope": (
         (ctypes.c_int, *(_ARRAY,) * 11, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
     ),

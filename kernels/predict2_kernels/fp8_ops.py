@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .torch_ops import _NAMESPACE, _dtype, _frames, _gated_twice, _launch
+from .torch_ops import _NAMESPACE, _contiguous, _dtype, _frames, _gated_twice, _launch
 
 
 def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,3 +66,39 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _gated_twice(x, y, modulation, next_modulation)
     return torch.empty_like(x), *_quantized(x)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::gelu_quantize", mutates_args=())
+def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.gelu_quantize`; on CUDA x is bfloat16."""
+    _at_least_a_row(x)
+    return reference.gelu_quantize(x)
+
+
+@gelu_quantize.register_kernel("cuda")
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype != torch.bfloat16:
+        raise ValueError(f"x must be bfloat16, not {x.dtype}")
+    _contiguous(x)
+    rows, width = _at_least_a_row(x)
+    out, scales = _quantized(x)
+    pointers = [t.data_ptr() for t in (x, out, scales)]
+    _launch("predict2_gelu_quantize", (x,), *pointers, rows, width)
+    return out, scales
+
+
+@gelu_quantize.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    _at_least_a_row(x)
+    return _quantized(x)
+
+
+def _at_least_a_row(x: Tensor) -> tuple[int, int]:
+    """(rows, width) of x [..., D].
+
+    Raises:
+        ValueError: it has no axis, or a width of 0, of which there is no largest value.
+    """
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must be rows [..., D], not {tuple(x.shape)}")
+    return x.numel() // x.shape[-1], x.shape[-1]

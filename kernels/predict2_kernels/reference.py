@@ -109,6 +109,11 @@ def gated_residual_modulate_e4m3(
     return total, *adaln_modulate_e4m3(total, next_modulation)
 
 
+def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of the exact GELU of x [..., D], in float32 at least and not rounded before."""
+    return quantize_rows(F.gelu(x.to(torch.promote_types(x.dtype, torch.float32))))
+
+
 def part(frames: Tensor, index: int, width: int) -> Tensor:
     """[frames, parts * D] -> one part, [frames, 1, D]."""
     return frames[:, None, index * width : (index + 1) * width]

@@ -21,8 +21,13 @@ BOUNDS = {
     "NormRopeI13__nv_bfloat16": 80,  # 3 blocks of 256
     "ModulateI13__nv_bfloat16": 72,  # 7 blocks of 128
     "ResidualI13__nv_bfloat16": 72,
+    "QuantizeILi": 64,  # 2 blocks of 512
 }
-E4M3 = {"adaln_modulate", "gated_residual_modulate"}  # of the kernels, those that write it
+E4M3 = {
+    "adaln_modulate",
+    "gated_residual_modulate",
+    "gelu_quantize",
+}  # of the kernels, those that write it
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,13 @@ def hopper(tmp_path_factory):
             f"-I{KERNELS / 'include'}",
             "-gencode=arch=compute_90a,code=sm_90a",
         ]
-        options += ["-Xptxas=-v", "-keep", f"-keep-dir={folder}", "-o", folder / f"{path.stem}.cubin"]
+        options += [
+            "-Xptxas=-v",
+            "-keep",
+            f"-keep-dir={folder}",
+            "-o",
+            folder / f"{path.stem}.cubin",
+        ]
         run = subprocess.run(
             ["nvcc", *options, "-cubin", path], capture_output=True, text=True, check=False
         )
