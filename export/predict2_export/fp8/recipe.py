@@ -139,15 +139,7 @@ def fp8_recipes(
     for recipe in wanted:
         recipe.check_lowerable()
     check_files(preset, wanted)
-    given = {}
-    for path in choice.calibrations:
-        calibration = read_calibration(path)
-        if calibration.network not in [r.network for r in wanted] or calibration.network in given:
-            raise InvalidRequestError(
-                f"{path} is a calibration of {calibration.network:.40}, which isn't built here or was given another; "
-                f"give one of each of {', '.join(r.network for r in wanted) or 'no stage: --only names none'}"
-            )
-        given[calibration.network] = calibration, str(path)
+    given = _given(choice.calibrations, [recipe.network for recipe in wanted])
     made: dict[str, Recipe] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in wanted:
@@ -160,6 +152,20 @@ def fp8_recipes(
             part.write_text(beside.to_json(), encoding="utf-8")
         made[recipe.network] = fp8
     return [made.get(recipe.network, recipe) for recipe in found]
+
+
+def _given(paths: Sequence[Path], networks: Sequence[str]) -> dict[str, tuple[Calibration, str]]:
+    """The owner's calibrations and their paths, by the network that each is of."""
+    given: dict[str, tuple[Calibration, str]] = {}
+    for path in paths:
+        calibration = read_calibration(path)
+        if calibration.network not in networks or calibration.network in given:
+            raise InvalidRequestError(
+                f"{path} is a calibration of {calibration.network:.40}, which isn't built here or has another file; "
+                f"give one for each of {', '.join(networks) or 'no stage, as --only names none that has levels'}"
+            )
+        given[calibration.network] = calibration, str(path)
+    return given
 
 
 def _own(
