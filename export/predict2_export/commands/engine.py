@@ -242,7 +242,7 @@ def _logged(path: Path) -> Iterator[None]:
     """TensorRT's words go to a file, not among the lines of progress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("predict2_runtime.engines.tensorrt_log")
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.propagate = False
