@@ -24,7 +24,9 @@ class Misfits:
     missing: list[str]
     unexpected: list[str]
     misshapen: list[str]  # with both shapes
-    coded: list[str]  # with the dtype: fp8 or integers, which mean nothing to a module without scales
+    coded: list[
+        str
+    ]  # with the dtype: fp8 or integers, which mean nothing to a module without scales
 
     @property
     def problems(self) -> list[str]:
