@@ -76,6 +76,7 @@ gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to ben
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_gated_residual_modulate
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_gelu_quantize
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_qk_norm_rope
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_rms_silu
 	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.engines.bench_dit
 	$(PYTHON) -m benchmarks.report
 

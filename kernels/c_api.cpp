@@ -5,6 +5,7 @@
 #include "predict2/gated_residual_modulate.h"
 #include "predict2/gelu_quantize.h"
 #include "predict2/qk_norm_rope.h"
+#include "predict2/rms_silu.h"
 
 #define PREDICT2_API extern "C" __attribute__((visibility("default")))
 
@@ -90,4 +91,11 @@ PREDICT2_API int predict2_qk_norm_rope(
       {k, k_weight, k_out, k_tokens, k_stride}, {v, nullptr, v_out, v ? k_tokens : 0, k_stride},
       frames || rows || columns ? &rotary : nullptr, batch, heads, head_dim, q_scale,
       heads_first != 0, static_cast<cudaStream_t>(stream));
+}
+
+PREDICT2_API int predict2_rms_silu(int dtype, const void* x, const void* gamma, void* out,
+                                   int64_t batch, int64_t pixels, int64_t channels,
+                                   int64_t out_stride, int silu, void* stream) {
+  return predict2::RmsSilu(static_cast<predict2::DType>(dtype), x, gamma, out, batch, pixels,
+                           channels, out_stride, silu != 0, static_cast<cudaStream_t>(stream));
 }

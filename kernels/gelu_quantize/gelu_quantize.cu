@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "predict2/gelu_quantize.h"
 
+#include "predict2/approximate.cuh"
 #include "predict2/dtype.h"
 #include "predict2/norm_row.cuh"
 
@@ -12,16 +13,6 @@ constexpr int kThreads = 512;
 // Steps that hold a row: for the 2B network's 8192 hidden channels, or for kMaxHidden.
 constexpr int kNarrowSteps = 8192 / kThreads / kVec<T>;
 constexpr int kWideSteps = kMaxHidden / kThreads / kVec<T>;
-
-__device__ inline float PowerOfTwo(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
 
 // x / 2 * (1 + erf(x / sqrt(2))) = max(x, 0) - |x| p, where p = erfc(|x| / sqrt(2)) / 2. The
 // logarithm of p is so nearly a parabola that a polynomial and one exponential give p to 4e-6 of

@@ -24,6 +24,7 @@ _SIGNATURES = {
     "predict2_qk_norm_rope": (
         (ctypes.c_int, *(_ARRAY,) * 11, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
     ),
+    "predict2_rms_silu": (ctypes.c_int, *(_ARRAY,) * 3, *(_SIZE,) * 4, ctypes.c_int, _STREAM),
 }
 FLOAT, BFLOAT16 = 0, 1  # the `dtype` of a launcher
 

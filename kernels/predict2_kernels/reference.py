@@ -156,3 +156,16 @@ def angles(rotary: Rotary) -> Tensor:
         rotary.columns[:, None, None].expand(-1, shape[0], shape[1], -1, -1),
     ]
     return torch.cat(expanded, dim=-1).flatten(1, 3)[:, :, None]
+
+
+def rms_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
+    """x / max(|x|, 1e-12) * sqrt(C) * gamma over the channels of x [B, C, ...], and its SiLU: like x.
+
+    `gamma` has C elements. In float32 at least, rounded once.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    channels = x.shape[1]
+    norm = x.to(wide).square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+    of_channel = gamma.to(wide).view(channels, *[1] * (x.ndim - 2))
+    normed = x.to(wide) / norm * channels**0.5 * of_channel
+    return (F.silu(normed) if silu else normed).to(x.dtype)

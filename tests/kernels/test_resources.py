@@ -21,6 +21,7 @@ BOUNDS = {
     "NormRopeI13__nv_bfloat16": 80,  # 3 blocks of 256
     "ModulateI13__nv_bfloat16": 72,  # 7 blocks of 128
     "ResidualI13__nv_bfloat16": 72,
+    "NormI13__nv_bfloat16": 40,  # 6 blocks of 256
     "QuantizeILi": 64,  # 2 blocks of 512
 }
 E4M3 = {
