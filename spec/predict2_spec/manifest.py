@@ -2,8 +2,9 @@
 """What an installed engine says about itself: `manifest.json`, written by export, checked by runtime."""
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import PurePath
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import EngineMismatchError
 
@@ -99,26 +100,49 @@ class Manifest:
                     f"manifest format {values['format']} was found, this software reads {FORMAT}; "
                     "build the engines again with predict2-export"
                 )
-            values["graphs"] = {k: _graph(v) for k, v in values["graphs"].items()}
-            values["verification"] = {
-                k: _verification(v) for k, v in values["verification"].items()
-            }
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest: Manifest = _read(cls, values, "manifest")
+            for graph in manifest.graphs.values():
+                _check_graph(graph)
+            return manifest
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EngineMismatchError(
                 f"{MANIFEST_FILE} is damaged ({error}); build the engine again with predict2-export"
             ) from error
 
 
-def _verification(values: dict[str, Any]) -> Verification:
-    beside = {name: (cosine, error) for name, (cosine, error) in values.pop("beside", {}).items()}
-    return Verification(**values, beside=beside)
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON, which knows no tuples, as a value of this type.
+
+    Raises:
+        TypeError: it is of another type, or lacks a field.
+        KeyError: it has a field that nobody knows.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        types = get_type_hints(kind)
+        return kind(**{name: _read(types[name], v, name) for name, v in value.items()})
+    if origin is dict and isinstance(value, dict):
+        return {name: _read(inner[1], v, f"{where} {name}") for name, v in value.items()}
+    if origin is tuple and isinstance(value, list):
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        return tuple(_read(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if type(value) is kind or (origin is Literal and value in inner):
+        return value
+    if kind is float and type(value) is int:  # as JSON writes 1.0 elsewhere
+        return value
+    raise TypeError(f"{where} can't be {value!r:.40}")
 
 
-def _graph(values: dict[str, Any]) -> Graph:
-    """A graph as JSON has it; JSON knows no tuples."""
-    profile = {
-        name: Range(*(tuple(map(int, bounds[key])) for key in ("min", "opt", "max")))
-        for name, bounds in values.pop("profile", {}).items()
-    }
-    return Graph(**values, profile=profile)
+def _check_graph(graph: Graph) -> None:
+    """Refuse what no engine was ever installed with.
+
+    Raises:
+        ValueError: a file that isn't beside the manifest, or a profile that nothing fits.
+    """
+    for file in (graph.file, graph.data_file):
+        if file == ".." or PurePath(file).name != file:
+            raise ValueError(f"{file!r:.80} isn't a file beside it")
+    for name, bounds in graph.profile.items():
+        sizes = list(zip(bounds.min, bounds.opt, bounds.max, strict=True))
+        if not all(0 <= low <= best <= high for low, best, high in sizes):
+            raise ValueError(f"the profile of {name} doesn't ascend")

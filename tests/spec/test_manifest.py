@@ -53,8 +53,58 @@ def test_a_manifest_from_before_plans_is_read():
 def test_a_profile_that_lacks_a_bound_is_damage():
     values = json.loads(PLAN.to_json())
     del values["graphs"]["first"]["profile"]["x"]["opt"]
-    with pytest.raises(EngineMismatchError, match=r"manifest.json is damaged \('opt'\)"):
+    with pytest.raises(EngineMismatchError, match=r"manifest.json is damaged \(.* 'opt'\)"):
         Manifest.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("file", ["../../first.onnx", "/etc/passwd", "..", "1/first.onnx", "."])
+@pytest.mark.parametrize("which", ["file", "data_file"])
+def test_a_file_that_is_not_beside_the_manifest_is_refused(which, file):
+    graph = replace(MANIFEST.graphs["first"], **{which: file})
+    text = replace(MANIFEST, graphs={"first": graph}).to_json()
+    with pytest.raises(EngineMismatchError, match=r"is damaged \('.*' isn't a file beside it\)"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("versions", None),
+        ("versions tensorrt", 10),
+        ("plugins", ["Predict2QkNormRope"]),
+        ("cuda_graphs", "2"),
+        ("cuda_graphs", True),
+        ("weights", "gone"),
+        ("kind", ["tensorrt"]),
+        ("verification", []),
+        ("graphs first", None),
+        ("graphs first file", 5),
+        ("graphs first size_bytes", "3"),
+        ("graphs first size_bytes", 3.0),
+        ("graphs first inputs", ["x"]),
+        ("graphs first profile x", []),
+        ("graphs first profile x max", "44"),
+        ("graphs first profile x max", [float("inf")]),
+        ("graphs first profile x max", [4, 4]),
+        ("graphs first profile x min", [-1]),
+        ("graphs first profile x min", [3]),
+        ("surplus", 1),
+    ],
+)
+def test_a_value_of_another_type_or_beyond_reason_is_damage(path, value):
+    values = json.loads(PLAN.to_json())
+    inner = values
+    *outer, last = path.split()
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    with pytest.raises(EngineMismatchError, match=r"manifest.json is damaged \(.*build the"):
+        Manifest.from_json(json.dumps(values))
+
+
+def test_a_manifest_of_nothing_but_brackets_is_damage():
+    with pytest.raises(EngineMismatchError, match=r"manifest.json is damaged"):
+        Manifest.from_json("[" * 200_000)
 
 
 def test_an_engine_names_the_command_that_builds_it_again():

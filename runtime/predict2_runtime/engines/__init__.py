@@ -59,7 +59,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise EngineMismatchError(f"no engine in {folder}: build one with `predict2-export build`")
-    return Manifest.from_json(path.read_text())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineMismatchError(
+            f"{path} can't be read ({error}); build the engine again with predict2-export"
+        ) from error
+    return Manifest.from_json(text)
 
 
 def open_engine(folder: Path, network: str) -> InstalledEngine:

@@ -50,6 +50,12 @@ def test_an_empty_folder_says_how_to_fill_it(tmp_path):
         open_engine(tmp_path, "vae_decoder")
 
 
+def test_a_manifest_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / MANIFEST_FILE).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(EngineMismatchError, match=r"manifest\.json can't be read .* build the"):
+        open_engine(tmp_path, "vae_decoder")
+
+
 def test_another_networks_engine_is_refused(installed):
     with pytest.raises(EngineMismatchError, match="the engine of vae_encoder, not of vae_decoder"):
         opened(installed, network="vae_encoder")
