@@ -15,7 +15,7 @@ constexpr int kNarrowSteps = 8192 / kThreads / kVec<T>;
 constexpr int kWideSteps = kMaxHidden / kThreads / kVec<T>;
 
 // x / 2 * (1 + erf(x / sqrt(2))) = max(x, 0) - |x| p, where p = erfc(|x| / sqrt(2)) / 2. The
-// logarithm of p is so nearly a parabola that a polynomial and one exponential give p to 4e-6 of
+// logarithm of p is so nearly a parabola that a polynomial and one exponential give p to 5e-6 of
 // itself up to 3 and the whole to 6e-7; e4m3 has steps of 2^-3. CUDA's erff takes twice the
 // instructions, more than a processor has time for while it waits for memory.
 __device__ inline float Gelu(float x) {

@@ -67,7 +67,7 @@ def backend(request):
     if request.param == "cpu":
         return Backend(request.getfixturevalue("host_library"), "cpu")
     library = predict2_kernels.library()
-    if not hasattr(library, "predict2_qk_norm_rope"):
+    if not hasattr(library, "predict2_rms_silu"):
         pytest.skip("built without nvcc, or before these kernels")
     return Backend(library, "cuda")
 
@@ -78,7 +78,7 @@ def launchers(request):
     if request.param == "cpu":
         return request.getfixturevalue("host_library")
     library = predict2_kernels.library()
-    if not hasattr(library, "predict2_qk_norm_rope"):
+    if not hasattr(library, "predict2_rms_silu"):
         pytest.skip("built without nvcc, or before these kernels")
     return library
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from predict2_export.networks.vae import RmsNorm
+from predict2_export.networks.vae import Caches, CausalConv3d, Chain, RmsNorm
 from predict2_kernels import BFLOAT16, FLOAT
 from predict2_kernels.reference import rms_silu
 from predict2_kernels.vae_ops import _run, _stride
@@ -95,6 +95,28 @@ def test_an_item_may_be_the_later_frames_of_a_longer_one():
     for wrong in (ring[:, :, ::2], ring[..., 1:], ring[:, 1:], ring[:1, :, 2:].expand(2, 8, 3, 4, 3)):  # fmt: skip
         with pytest.raises(ValueError, match="channels last in memory"):
             _stride("out", wrong)
+
+
+def test_a_causal_convolution_reads_what_was_written_behind_the_frames_it_kept():
+    torch.manual_seed(0)
+    norm, conv = RmsNorm(8, dims=3).double(), CausalConv3d(8, 4).double()
+    chain, past, kept = (
+        Chain(norm, torch.nn.SiLU(), conv),
+        None,
+        torch.zeros(2, 8, 2, 5, 3).double(),
+    )
+    for index, frames in enumerate((1, 4, 4)):
+        x = clip(2, 8, frames, 5, 3, seed=index)
+        caches = Caches(past)
+        with torch.no_grad():
+            expected, past = chain(x, caches), caches.kept
+        ring = torch.empty(2, 2 + frames, 5, 3, 8, dtype=torch.float64).movedim(-1, 1)
+        ring[:, :, :2] = kept
+        operator_into(x, norm.gamma.detach(), ring[:, :, 2:])
+        actual = F.conv3d(ring, conv.weight, conv.bias, padding=(0, 1, 1))
+        # float64 on both sides: only the order of operations differs
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        kept = ring[:, :, -2:]
 
 
 @pytest.mark.parametrize(
