@@ -5,6 +5,7 @@ The reference is the module in float32. An engine in a narrower type can't equal
 is what the module itself shows when it computes in that type, and the engine may be twice as far.
 """
 
+import gc
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -57,8 +58,9 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
         CheckpointError: it was made from other weights than the recipe's.
         VerificationError: an answer is too far from the reference; the manifest stays as it was.
     """
-    installed = open_engine(folder, recipe.network)
-    manifest = installed.manifest
+    # Refuses at once what this machine can't run, and goes again: the module needs the room.
+    manifest = open_engine(folder, recipe.network).manifest
+    _free()
     if digest(recipe.weight_files) != manifest.checkpoint_sha256:
         raise CheckpointError(
             f"{folder} was made from other weights than {recipe.checkpoint}; name the checkpoint, --dit-path and --lora "
@@ -72,9 +74,11 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
     dtype = compute_dtype(manifest)
     if dtype != torch.float32:
         others[_ROUNDED] = _run_torch(recipe, module.to(dtype), inputs)
-    del module  # the engine needs the room
+    del module
     if choices.onnxruntime and manifest.kind != "onnxruntime":
         others["onnxruntime in float32"] = _run_onnxruntime(recipe, inputs, tell)
+    _free()
+    installed = open_engine(folder, recipe.network)
     found = {}
     for name, reference in exact.items():
         beside = {other: distance(reference, outputs[name]) for other, outputs in others.items()}
@@ -86,6 +90,12 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
     changed = replace(manifest, verification=found)
     write_manifest(folder, changed)
     return changed
+
+
+def _free() -> None:
+    """Give memory back that nobody uses any more, also what torch keeps of a GPU's for itself."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing without a GPU
 
 
 def compute_dtype(manifest: Manifest) -> torch.dtype:

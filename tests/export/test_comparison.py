@@ -2,6 +2,7 @@
 """Installed engines against torch: on an engine that runs here, and on one in bfloat16 that torch plays."""
 
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from predict2_export import comparison
 from predict2_export.build import build
 from predict2_export.comparison import Choices, compare, limits_beside
+from predict2_export.networks.export_graph import ExportGraph
 from predict2_export.recipes import recipes
 from predict2_export.toy import write_toy_checkpoint
 from predict2_export.verify import Distance, distance, run_module
@@ -127,6 +129,44 @@ def test_a_bfloat16_engine_beyond_what_the_type_costs_is_refused(engine, recipe,
         VerificationError, match=r"cosine .* largest error [12]\.\d+e-01 \(limit \d\.\de-02"
     ):
         compare(engine, recipe, Choices(onnxruntime=False), lambda line: None)
+
+
+def test_module_and_engine_are_never_in_memory_at_once(engine, recipe, monkeypatch):
+    opened, _ = in_bfloat16(recipe)
+    modules, engines = [], []  # weak references to all there were
+
+    def there(references):
+        return sum(reference() is not None for reference in references)
+
+    def opening(folder, network):
+        assert not there(modules)
+        installed = opened(folder, network)
+        engines.append(weakref.ref(installed))
+        modules.clear()  # the engine is played by one
+        return installed
+
+    def running(graph, inputs):
+        assert not there(engines)
+        modules.append(weakref.ref(graph.module))
+        return run_module(graph, inputs)
+
+    monkeypatch.setattr(comparison, "open_engine", opening)
+    monkeypatch.setattr(comparison, "run_module", running)
+    compare(engine, recipe, Choices(onnxruntime=False), lambda line: None)
+    assert len(engines) == 2
+
+
+def test_the_reference_keeps_all_bits_of_float32():
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    seen, before = [], torch.backends.cudnn.allow_tf32
+    graph = ExportGraph(Module(), (torch.ones(1),), ["x"], ["y"], {})
+    run_module(graph, {"x": np.ones(1, np.float32)})
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_limits_never_get_tighter_than_those_of_float32():

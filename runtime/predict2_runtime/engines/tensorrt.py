@@ -89,9 +89,15 @@ def read_plan(path: Path, manifest: Manifest, flavour: Flavour) -> "trt.ICudaEng
     runtime = trt.Runtime(log.as_logger())
     # a plan with code for the host in it: the part of TensorRT that it needs, or its plugins
     runtime.engine_host_code_allowed = manifest.version_compatible or manifest.plugins_inside
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        reasons = _reasons_against(trt, runtime, plan) if flavour == "tensorrt_rtx" else []
-        engine = None if reasons else runtime.deserialize_cuda_engine(plan)
+    reasons, engine = [], None
+    if not path.stat().st_size:
+        reasons.append("it is empty")  # and nothing can be mapped
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            if flavour == "tensorrt_rtx":
+                reasons += _reasons_against(trt, runtime, plan)
+            if not reasons:
+                engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineMismatchError(
             f"{flavour} can't open {path}: {'; '.join([*reasons, *log.errors]) or 'it does not say why'}. The file is "

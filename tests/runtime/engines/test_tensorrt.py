@@ -73,6 +73,13 @@ def test_a_damaged_plan_is_refused_in_tensorrts_words(rtx_folder, tmp_path):
         read_plan(path, rtx_folder.manifest, "tensorrt_rtx")
 
 
+def test_an_empty_plan_is_refused(rtx_folder, tmp_path):
+    path = tmp_path / "first.plan"
+    path.touch()
+    with pytest.raises(EngineMismatchError, match=r"can't open .*first\.plan: it is empty\. The"):
+        read_plan(path, rtx_folder.manifest, "tensorrt_rtx")
+
+
 @without_gpu
 def test_a_plan_that_tensorrt_refuses_is_refused_with_the_last_errors_it_logged(rtx_folder, caplog):
     path = rtx_folder.folder / "first.plan"
