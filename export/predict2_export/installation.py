@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Putting engines into a repository that is served: whole stages, current ones kept, nothing half-written."""
 
+import fcntl
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from predict2_runtime.repository import write_preset
+from predict2_runtime.repository import read_preset, write_preset
 from predict2_spec import tensors
-from predict2_spec.errors import CheckpointError
+from predict2_spec.errors import (
+    CheckpointError,
+    EngineMismatchError,
+    InvalidRequestError,
+    Predict2Error,
+)
 from predict2_spec.manifest import MANIFEST_FILE, Graph, Manifest
 from predict2_spec.presets import Preset
 
@@ -46,27 +53,68 @@ def install(
 
     Raises:
         CheckpointError: a file that a recipe needs is missing.
-        InvalidRequestError: a recipe's network can't be lowered.
+        InvalidRequestError: a recipe's network can't be lowered, or `output` holds another preset.
+        Predict2Error: something else builds into `output` now.
     """
     left_out = [] if guard_frames else [tensors.GUARDRAIL_VIDEO.name]
     todo = [r for r in found if only in ("", r.network) and r.network not in left_out]
     for recipe in todo:
         recipe.check_lowerable()
     check_files(preset, todo)
+    _check_preset(output, preset)
+    with _alone_in(output):
+        for number, recipe in enumerate(todo, start=1):
+
+            def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
+                report(f"{place}: {line}")
+
+            build_stage(recipe, tell)
+        for name in left_out:
+            shutil.rmtree(output / name, ignore_errors=True)
+            report(f"{name} is left out: a server of this repository doesn't look at frames")
+        for name in tensors.engineless(preset):
+            with replacing(output / name) as folder:
+                copy_model(templates / name, folder)
+        write_preset(output, preset)
+
+
+def _check_preset(output: Path, preset: Preset) -> None:
+    """Refuse to mix presets: what one left behind wouldn't fit what the other serves."""
+    try:
+        there = read_preset(output).name
+    except (EngineMismatchError, InvalidRequestError):
+        return  # nothing is there yet, or nothing that can be told
+    if there != preset.name:
+        raise InvalidRequestError(
+            f"{output} holds preset {there} and a repository serves one; choose another --output for {preset.name}, or "
+            "delete that folder"
+        )
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Keep other builds out of a repository, which is made when it's missing.
+
+    Raises:
+        Predict2Error: another is in it.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    for number, recipe in enumerate(todo, start=1):
+    handle = os.open(output, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems that know no such locks
+            _lock(handle, output)
+        yield
+    finally:
+        os.close(handle)
 
-        def tell(line: str, place: str = f"[{number}/{len(todo)}] {recipe.network}") -> None:
-            report(f"{place}: {line}")
 
-        build_stage(recipe, tell)
-    for name in left_out:
-        shutil.rmtree(output / name, ignore_errors=True)
-        report(f"{name} is left out: a server of this repository doesn't look at frames")
-    for name in tensors.engineless(preset):
-        with replacing(output / name) as folder:
-            copy_model(templates / name, folder)
-    write_preset(output, preset)
+def _lock(handle: int, output: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+    except BlockingIOError as error:
+        raise Predict2Error(
+            f"something else builds into {output} now; wait until it is done or choose another --output"
+        ) from error
 
 
 def check_files(preset: Preset, todo: Iterable[Recipe]) -> None:
@@ -160,16 +208,82 @@ def recipe_key(
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of `folder` when the block succeeds and vanishes when it fails."""
-    # Beside the repository, not in it: Triton takes every folder of a repository for a model.
-    staging = folder.parent.with_name(f".{folder.parent.name}.{folder.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = _staging(folder)
+    _remove(staging)
     staging.mkdir()
     try:
         yield staging
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+        _swap(staging, folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+
+
+def _staging(folder: Path) -> Path:
+    """Where to make what takes the place of `folder`: beside the repository, as Triton takes every folder in it for a model.
+
+    In the repository where nothing beside it can be renamed into it, as when it is a disk of its own.
+    """
+    repository = folder.parent.resolve()
+    beside = repository.parent / f".{repository.name}.{folder.name}.part"
+    inside = repository / f".{folder.name}.part"
+    probe = beside.with_suffix(".probe")
+    try:
+        probe.touch()
+        probe.rename(inside.with_suffix(".probe"))
+    except OSError:
+        return inside
+    finally:
+        for file in (probe, inside.with_suffix(".probe")):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+    return beside
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, which stays where it is if that fails."""
+    old = new.with_suffix(".old")
+    _remove(old)
+    try:
+        if os.path.lexists(folder):
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(folder):
+            old.rename(folder)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+Stamps = Mapping[Path, tuple[int, int, int]]  # of files: when written, how large, which
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """What shows later whether files, and those in folders, are the same still; to be had before they are read."""
+    found = {}
+    for file in (file for path in paths for file in _files(path)):
+        status = file.stat()
+        found[file] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return found
+
+
+def check_unchanged(before: Stamps) -> None:
+    """Refuse what was made from files while somebody wrote them: no digest says what it holds.
+
+    Raises:
+        CheckpointError: one is another now, or gone.
+    """
+    for path, stamp in before.items():
+        if not path.is_file() or stamps([path])[path] != stamp:
+            raise CheckpointError(
+                f"{path} changed while it was read, so nothing was made of it; run this again when the file is complete"
+            )
 
 
 def digest(paths: list[Path]) -> str:
