@@ -11,6 +11,8 @@ endif
 SERVED := build/served/$(PRESET)
 # Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
+# Of gpu: sections to run; make gpu ONLY=--list prints them
+ONLY ?=
 # Of tensorrt-gpu: the full size it builds besides the toy, and tensorrt or tensorrt_rtx
 TENSORRT_PRESET ?= 2b-480p-16fps
 TENSORRT_FLAVOUR ?= tensorrt
@@ -66,19 +68,8 @@ quality: | $(VENV)/.installed-for-tests  ## Judge what the toy's weights draw, a
 
 # Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.
 GPU_PATH := spec:kernels:runtime:export:client
-gpu:  ## On a GPU machine: correctness first, then benchmarks; results go to benchmarks/results
-	cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release
-	cmake --build build/gpu
-	cmake --install build/gpu --prefix kernels
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m pytest -q -m gpu tests/kernels tests/export/networks/test_on_gpu.py
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_cfg_ab2_step
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_adaln_modulate
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_gated_residual_modulate
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_gelu_quantize
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_qk_norm_rope
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.kernels.bench_rms_silu
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.engines.bench_dit
-	$(PYTHON) -m benchmarks.report
+gpu:  ## On a GPU machine: correctness first, then benchmarks, in sections (ONLY=...); results go to benchmarks/results
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.gpu $(ONLY)
 
 # Needs a GPU, nvcc, cmake and a python with this package, its extras export, gpu and test, and TensorRT.
 tensorrt-gpu:  ## On a GPU machine with TensorRT: plugins, plans and their times

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole generations at the real sizes, from random weights: the original's arithmetic in plain torch, eager and compiled.
+
+The yardstick that engines are held against in the same run. A solver step is one guided prediction and the update; all
+steps of a generation cost the same, so a few are timed and a generation is their median times their number, and the
+VAE's decoding. Text encoder, guardrails and refiner are not in it.
+
+python -m benchmarks.engines.bench_workloads [NAME...]
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import record, summary
+from benchmarks.timing import gpu_seconds
+from predict2_export.networks.dit import Dit
+from predict2_export.networks.vae import Vae
+from predict2_runtime.sampler import Guidance, Velocity, guided_x0, update
+from predict2_runtime.schedule import solver_steps
+from predict2_spec.networks import LATENT_CHANNELS
+from predict2_spec.presets import Preset, Task, find_preset
+from predict2_spec.video import LatentShape, VideoShape
+
+COMMAND = "make gpu"
+NUM_STEPS = 35  # the original's default; one more prediction ends it
+TIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One generation, as people ask for it."""
+
+    preset: str
+    task: Task
+    published_s: float  # of the original on one H200 SXM, by its own performance page, refiner and guardrails included
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}-{self.task}"
+
+    def latent(self, preset: Preset) -> LatentShape:
+        width, height = preset.size(self.task, "16:9")
+        return VideoShape(preset.max_frames(self.task), height, width).latent
+
+
+WORKLOADS = (
+    Workload("2b-480p-16fps", "text2image", 9.02),
+    Workload("2b-480p-16fps", "video2world", 50.2),
+    Workload("2b-720p-16fps", "video2world", 221.7),
+    Workload("14b-480p-16fps", "text2image", 15.96),
+    Workload("14b-480p-16fps", "video2world", 176.19),
+    Workload("14b-720p-16fps", "video2world", 836.9),
+)
+
+
+def plain(dit: torch.nn.Module) -> Velocity:
+    """A network in its own dtype between float32 states, as the original calls it."""
+    dtype = next(dit.parameters()).dtype
+
+    def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
+        masks = () if mask is None else (mask.to(dtype),)
+        return dit(latents.to(dtype), time.to(dtype), embeds.to(dtype), *masks).float()
+
+    return velocity
+
+
+def solver_step(
+    velocity: Velocity, preset: Preset, task: Task, latent: LatentShape, device: str
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """One step of a generation from random numbers, as a function without arguments."""
+    spec, tokens = preset.dit(task), preset.text_encoder.num_tokens
+    shape = (LATENT_CHANNELS, latent.frames, latent.height, latent.width)
+    latents, previous = torch.randn(2, *shape, device=device)
+    text = torch.randn(2, tokens, spec.text_width, device=device)
+    negative = torch.zeros_like(text[0]) if task == "text2image" else text[1]
+    guidance = Guidance(text[0], negative, 7.0)
+    condition = torch.randn_like(latents[:, :1]) if spec.condition_mask else None
+    step = solver_steps(NUM_STEPS)[NUM_STEPS // 2]
+
+    def run() -> tuple[Tensor, Tensor]:
+        x0 = guided_x0(velocity, latents, step.sigma, guidance, condition)
+        return update(step, latents, x0, previous), x0
+
+    return run
+
+
+def decode(vae: Vae, latent: LatentShape, device: str) -> Tensor:
+    """All frames of a random clip, a latent frame at a time; the last frames come back."""
+    dtype, caches, frames = next(vae.parameters()).dtype, None, torch.empty(0)
+    shape = (1, LATENT_CHANNELS, 1, latent.height, latent.width)
+    for _ in range(latent.frames):
+        chunk = torch.randn(shape, device=device, dtype=dtype)
+        frames, caches = vae.decode_chunk(chunk, caches)
+    return frames
+
+
+def measure(of: Workload, compiled: bool) -> None:
+    """Time a workload and record it."""
+    preset = find_preset(of.preset)
+    latent = of.latent(preset)
+    dit = Dit(preset.dit(of.task)).to("cuda", torch.bfloat16).eval().requires_grad_(False)
+    velocity = plain(torch.compile(dit) if compiled else dit)
+    run = solver_step(velocity, preset, of.task, latent, "cuda")
+    with torch.inference_mode():
+        assert all(torch.isfinite(part).all() for part in run())
+        steps = gpu_seconds(run, runs=TIMED_STEPS, warmup=1)
+        del run, velocity, dit
+        vae = Vae(preset.vae).to("cuda", torch.bfloat16).eval()
+        decoding = median(gpu_seconds(lambda: decode(vae, latent, "cuda"), runs=2, warmup=1))
+    count = len(solver_steps(NUM_STEPS))
+    values = summary(steps)
+    whole = count * values["median_s"] + decoding
+    name = "torch.compile" if compiled else "torch eager"
+    note = f"{count} steps and {decoding:.2f} s of decoding: {whole:.2f} s; the original's page says {of.published_s} s"
+    record(f"solver step, {of.name}, {name} bf16", COMMAND, {**values, "note": note})
+
+
+def main() -> None:
+    """Measure the workloads whose names were given, or all."""
+    wanted = sys.argv[1:]
+    for of in WORKLOADS:
+        if not wanted or of.name in wanted:
+            for compiled in (False, True):
+                measure(of, compiled)
+                torch.compiler.reset()
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a GPU is needed for, in sections that can be run one by one: correctness first, then times.
+
+python -m benchmarks.gpu               all sections that haven't passed with these sources
+python -m benchmarks.gpu --list        their names, and which have passed
+python -m benchmarks.gpu NAME...       these, whatever was before
+
+A section that fails doesn't stop those after it, except that nothing is timed before the kernels are right.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.engines.bench_workloads import WORKLOADS
+from benchmarks.report import ROOT
+
+LIMIT_S = (
+    8 * 60
+)  # of a section, so that one fits wherever machines are lent by the quarter of an hour
+DONE = ROOT / "build" / "gpu" / "passed.json"
+PYTHON = sys.executable
+KERNELS = sorted(path.stem for path in (ROOT / "benchmarks" / "kernels").glob("bench_*.py"))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Commands that belong together."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    needs: str = ""  # a program without which it is left out
+    before_times: bool = False  # if it fails, nothing is timed
+
+
+def _module(*arguments: str) -> tuple[tuple[str, ...], ...]:
+    return ((PYTHON, "-m", *arguments),)
+
+
+def _tests(*paths: str) -> tuple[tuple[str, ...], ...]:
+    return _module("pytest", "-q", "-m", "gpu and not tensorrt", *paths)
+
+
+SECTIONS = (
+    Section(
+        "build",
+        (
+            ("cmake", "-S", ".", "-B", "build/gpu", "-DCMAKE_BUILD_TYPE=Release"),
+            ("cmake", "--build", "build/gpu"),
+            ("cmake", "--install", "build/gpu", "--prefix", "kernels"),
+        ),
+        before_times=True,
+    ),
+    Section("test-kernels", _tests("tests/kernels"), before_times=True),
+    Section("test-networks", _tests("tests/export/networks", "tests/runtime")),
+    Section(
+        "sanitize-kernels",
+        (
+            (
+                # torch's own cache of memory would hide what a kernel writes beside its tensors
+                *(
+                    "env",
+                    "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
+                    "compute-sanitizer",
+                    "--tool",
+                    "memcheck",
+                ),
+                *(
+                    "--error-exitcode",
+                    "9",
+                    PYTHON,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-m",
+                    "gpu and not tensorrt",
+                ),
+                *("-k", "equals_reference or at_the_limits", "tests/kernels"),
+            ),
+        ),
+        needs="compute-sanitizer",
+    ),
+    *(Section(f"time-{name[6:]}", _module(f"benchmarks.kernels.{name}")) for name in KERNELS),
+    Section("time-denoisers", _module("benchmarks.engines.bench_dit")),
+    *(
+        Section(f"time-{of.name}", _module("benchmarks.engines.bench_workloads", of.name))
+        for of in WORKLOADS
+    ),
+    Section("report", _module("benchmarks.report")),
+)
+
+
+def sources() -> str:
+    """Digest of what is built, tested and timed; a machine that was lent may have no git."""
+    sha = hashlib.sha256()
+    for folder in ("spec", "kernels", "export", "runtime", "benchmarks", "tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp", ".txt"):
+                sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def passed() -> dict[str, float]:
+    """Section -> seconds it took, of those that passed with these sources."""
+    try:
+        found = json.loads(DONE.read_text())
+        return dict(found["seconds"]) if found["sources"] == sources() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def run(section: Section, limit_s: float = LIMIT_S) -> str:
+    """Run a section's commands; says what went wrong, or nothing."""
+    deadline = time.monotonic() + limit_s
+    for command in section.commands:
+        print(f"$ {' '.join(command)}", flush=True)
+        try:
+            left = deadline - time.monotonic()
+            code = subprocess.run(command, cwd=ROOT, timeout=max(left, 1), check=False).returncode
+        except subprocess.TimeoutExpired:
+            return f"longer than {limit_s:g} s"
+        except OSError as error:
+            return str(error)
+        if code:
+            return f"exit code {code}"
+    return ""
+
+
+def run_all(sections: Sequence[Section]) -> dict[str, str]:
+    """Run sections in turn and note those that pass; what went wrong with the others."""
+    done, failures, times_are_off = passed(), {}, ""
+    for section in sections:
+        if section.needs and shutil.which(section.needs) is None:
+            print(f"== {section.name}: left out, there is no {section.needs}", flush=True)
+            continue
+        if section.name.startswith("time-") and times_are_off:
+            failures[section.name] = f"not run: {times_are_off} failed"
+            continue
+        print(f"\n== {section.name}", flush=True)
+        began = time.monotonic()
+        if reason := run(section):
+            failures[section.name] = reason
+            times_are_off = section.name if section.before_times else times_are_off
+            continue
+        done[section.name] = round(time.monotonic() - began, 1)
+        DONE.parent.mkdir(parents=True, exist_ok=True)
+        DONE.write_text(json.dumps({"sources": sources(), "seconds": done}, indent=1) + "\n")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the arguments name; 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="sections; see --list")
+    parser.add_argument("--list", action="store_true", help="print the sections' names")
+    args = parser.parse_args(argv)
+    done, by_name = passed(), {section.name: section for section in SECTIONS}
+    if args.list:
+        for name in by_name:
+            print(f"{name:34} {f'passed in {done[name]} s' if name in done else ''}".rstrip())
+        return 0
+    if unknown := [name for name in args.names if name not in by_name]:
+        parser.error(f"{', '.join(unknown)}: no such section; --list names them")
+    wanted = [by_name[n] for n in args.names] or [s for s in SECTIONS if s.name not in done]
+    failures = run_all(wanted)
+    for name, reason in failures.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
