@@ -10,8 +10,9 @@ from predict2_spec.manifest import Manifest, Range
 def check_version(manifest: Manifest, here: str) -> None:
     """Refuse a plan of another TensorRT.
 
-    A plan runs with the version that built it; one built to be version-compatible, with later ones too. TensorRT-RTX
-    has no such plans: every release needs its own.
+    A plan runs with the version that built it; one built to be version-compatible, with later ones too. If it loads
+    plugins, these must be of its own major version, which is in the plan and runs it. TensorRT-RTX has no such plans:
+    every release needs its own.
 
     Args:
         manifest: the engine's.
@@ -24,7 +25,14 @@ def check_version(manifest: Manifest, here: str) -> None:
     if built and built == here:
         return
     later = built and _numbers(built) <= _numbers(here)
-    if manifest.kind == "tensorrt" and manifest.version_compatible and later:
+    loads = manifest.plugins and not manifest.plugins_inside
+    same_major = _numbers(built)[:1] == _numbers(here)[:1]
+    if (
+        manifest.kind == "tensorrt"
+        and manifest.version_compatible
+        and later
+        and (same_major or not loads)
+    ):
         return
     raise EngineMismatchError(
         f"{manifest.network} was built by {manifest.kind} {built or '(its manifest does not say which)'}, and {here} "

@@ -16,7 +16,7 @@ from .bindings import Flavour, bindings
 from .fit import check_shapes
 from .memory import Memory, Place
 from .tensorrt_log import tensorrt_log
-from .torch_arrays import as_tensor
+from .torch_arrays import as_tensor, for_kernels
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -109,7 +109,7 @@ class Execution:
                 self._check(self._context.set_input_shape(name, tuple(tensor.shape)), name, shapes)
             self._check(self._context.set_tensor_address(name, tensor.data_ptr()), name, shapes)
         if changed:
-            self._check(not self._context.infer_shapes(), "shapes", shapes)
+            self._check(self._shapes_follow(), "shapes", shapes)
         made = {}
         for name, dtype in outputs.items():
             shape = _sizes(self._context.get_tensor_shape(name))
@@ -121,6 +121,14 @@ class Execution:
             self._context.set_device_memory(*self._place)
         self._shapes = shapes
         return made
+
+    def _shapes_follow(self) -> bool:
+        """Whether the inputs' shapes give all others; TensorRT raises if they contradict each other."""
+        try:
+            return not self._context.infer_shapes()
+        except RuntimeError as error:
+            tensorrt_log(self._flavour).errors.append(str(error))
+            return False
 
     def launch(self) -> None:
         """Queue the work on the caller's current stream.
@@ -197,7 +205,7 @@ class Plan:
         # their memory only to what is queued on it later. Inputs that came from other streams are the caller's care.
         with torch.cuda.device(self._memory.device), self._memory.held():
             placed = {
-                name: as_tensor(inputs[name], self._memory.device).to(dtype).contiguous()
+                name: for_kernels(as_tensor(inputs[name], self._memory.device).to(dtype))
                 for name, dtype in self.signature.inputs.items()
             }
             if self._direct:

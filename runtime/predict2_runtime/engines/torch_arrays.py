@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from . import Placement
 
+_ALIGNMENT = 256  # bytes; of all memory that CUDA hands out, and what kernels are built on
+
 
 def as_tensor(array: Any, device: torch.device | str) -> torch.Tensor:
     """An array on `device`: a tensor, a numpy array or whatever speaks DLPack. What is there already isn't copied."""
@@ -19,6 +21,12 @@ def as_tensor(array: Any, device: torch.device | str) -> torch.Tensor:
         array = torch.utils.dlpack.from_dlpack(array)
     tensor: torch.Tensor = array.to(device)
     return tensor
+
+
+def for_kernels(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in one piece of memory that begins where kernels may expect it; copied only if it must be."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def as_numpy(tensor: torch.Tensor) -> NDArray[Any]:

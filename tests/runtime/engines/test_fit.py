@@ -41,6 +41,7 @@ def test_a_plan_runs_with_the_version_that_built_it():
         (replace(PLAN, version_compatible=True), "10.13.2.6"),  # older than the plan
         (replace(PLAN, version_compatible=True), "9.99.99"),
         (replace(PLAN, versions={}), "10.13.3.9"),
+        (replace(PLAN, version_compatible=True, plugins={"Predict2Modulate": "1"}), "11.0.0.114"),
     ],
 )
 def test_a_plan_of_another_version_is_refused_with_the_command_that_builds_it(manifest, here):
@@ -52,6 +53,12 @@ def test_a_plan_of_another_version_is_refused_with_the_command_that_builds_it(ma
 @pytest.mark.parametrize("here", ["10.13.3.9", "10.14.0.1", "11.0.0.114"])
 def test_a_version_compatible_plan_runs_with_later_versions(here):
     fit.check_version(replace(PLAN, version_compatible=True), here)
+
+
+def test_plugins_of_a_version_compatible_plan_are_of_its_major_version():
+    loading = replace(PLAN, version_compatible=True, plugins={"Predict2Modulate": "1"})
+    fit.check_version(loading, "10.14.0.1")
+    fit.check_version(replace(loading, plugins_inside=True), "11.0.0.114")
 
 
 def test_a_gpu_must_be_among_those_that_a_plan_was_built_for():

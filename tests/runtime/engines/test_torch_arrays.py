@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from predict2_runtime.engines import InstalledEngine
-from predict2_runtime.engines.torch_arrays import as_numpy, as_tensor, placement
+from predict2_runtime.engines.torch_arrays import as_numpy, as_tensor, for_kernels, placement
 from predict2_spec.manifest import Manifest
 
 
@@ -37,6 +37,18 @@ def test_numpy_arrays_are_taken_whatever_their_memory_is_like():
         assert np.array_equal(as_tensor(given, "cpu").numpy(), given)
     as_tensor(locked, "cpu").fill_(0)
     assert np.array_equal(locked, array)  # what couldn't be written to wasn't
+
+
+def test_what_kernels_cannot_take_as_it_lies_is_copied():
+    whole = torch.arange(4096.0)
+    begin = -whole.data_ptr() % 256 // 4  # the first element that is aligned
+    inside = whole[begin : begin + 128].view(8, 16)
+    assert for_kernels(inside) is inside
+    for given in (whole[begin + 1 : begin + 65], inside.T, inside[:, 1:]):
+        taken = for_kernels(given)
+        assert taken.is_contiguous()
+        assert taken.data_ptr() != given.data_ptr()
+        assert torch.equal(taken, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
