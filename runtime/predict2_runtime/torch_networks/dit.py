@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoiser's arithmetic: its weights, what depends on time or text alone, and one evaluation of the rest.
+
+Dims in comments: B batch, C channels, T latent frames, H W latent size, h w token rows and columns, S = h*w tokens of
+a frame, N = T*S tokens, F = B*T frames of a batch, M text tokens, D model width, R adaln rank, E channels of a head,
+K distinct times.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import LATENT_CHANNELS, Axes, DitSpec
+from predict2_spec.video import PATCH
+
+from .fused import (
+    EPS,
+    gated_modulate,
+    merge_heads,
+    modulate,
+    normalized_heads,
+    queries_and_keys,
+    split_heads,
+)
+from .rotary import THETA, Rotation
+
+SUBLAYERS = ("self_attn", "cross_attn", "mlp")  # of a block, each with a modulation
+Read = Callable[[str], Tensor]  # a weight by the checkpoint's name, on its device and in its dtype
+
+
+@dataclass(frozen=True)
+class Block:
+    """Weights of one block; what multiplies the same input is one matrix."""
+
+    self_qkv: Tensor  # [3D, D]
+    self_norms: tuple[Tensor, Tensor]  # of queries and keys, [E] each
+    self_out: Tensor  # [D, D]
+    cross_q: Tensor  # [D, D]
+    cross_kv: Tensor  # [2D, text width]
+    cross_norms: tuple[Tensor, Tensor]
+    cross_out: Tensor
+    mlp_in: Tensor  # [4D, D]
+    mlp_out: Tensor  # [D, 4D]
+
+
+@dataclass(frozen=True)
+class DitWeights:
+    """Weights of the whole network."""
+
+    spec: DitSpec
+    patch: Tensor  # [D, patch inputs]
+    time_in: Tensor  # [D, D]
+    time_out: Tensor  # [3D, D]
+    time_norm: Tensor  # [D]
+    modulation_in: Tensor  # [3 * blocks * R, D], every block's sub-layers in turn
+    modulation_out: Tensor  # [3 * blocks, R, 3D], transposed for a batched product
+    final_in: Tensor  # [R, D]
+    final_out: Tensor  # [2D, R]
+    final: Tensor  # [patch outputs, D]
+    blocks: tuple[Block, ...]
+
+
+def dit_weights(spec: DitSpec, read: Read) -> DitWeights:
+    """The weights of a network, packed.
+
+    Raises:
+        InvalidRequestError: they are another network's.
+    """
+    patch, expected = read("x_embedder.proj.1.weight"), [spec.width, spec.patch_inputs]
+    if list(patch.shape) != expected:
+        raise InvalidRequestError(
+            f"the weights are of another denoiser: its patches are {list(patch.shape)}, not {expected}"
+        )
+    adaln = [
+        f"blocks.{i}.adaln_modulation_{part}" for i in range(spec.num_blocks) for part in SUBLAYERS
+    ]
+    return DitWeights(
+        spec=spec,
+        patch=patch,
+        time_in=read("t_embedder.1.linear_1.weight"),
+        time_out=read("t_embedder.1.linear_2.weight"),
+        time_norm=read("t_embedding_norm.weight"),
+        modulation_in=torch.cat([read(f"{name}.1.weight") for name in adaln]),
+        modulation_out=torch.stack([read(f"{name}.2.weight").t() for name in adaln]),
+        final_in=read("final_layer.adaln_modulation.1.weight"),
+        final_out=read("final_layer.adaln_modulation.2.weight"),
+        final=read("final_layer.linear.weight"),
+        blocks=tuple(_block(f"blocks.{i}", read) for i in range(spec.num_blocks)),
+    )
+
+
+def _block(name: str, read: Read) -> Block:
+    def packed(*names: str) -> Tensor:
+        return torch.cat([read(f"{name}.{part}_proj.weight") for part in names])
+
+    def norms(part: str) -> tuple[Tensor, Tensor]:
+        return read(f"{name}.{part}.q_norm.weight"), read(f"{name}.{part}.k_norm.weight")
+
+    return Block(
+        self_qkv=packed("self_attn.q", "self_attn.k", "self_attn.v"),
+        self_norms=norms("self_attn"),
+        self_out=read(f"{name}.self_attn.output_proj.weight"),
+        cross_q=read(f"{name}.cross_attn.q_proj.weight"),
+        cross_kv=packed("cross_attn.k", "cross_attn.v"),
+        cross_norms=norms("cross_attn"),
+        cross_out=read(f"{name}.cross_attn.output_proj.weight"),
+        mlp_in=read(f"{name}.mlp.layer1.weight"),
+        mlp_out=read(f"{name}.mlp.layer2.weight"),
+    )
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """Shift, scale and gate of every sub-layer, and shift and scale of the final layer, a row for each time."""
+
+    sublayers: Tensor  # [3 * blocks, K, 3D]
+    final: Tensor  # [K, 2D]
+
+    def at(self, index: Tensor) -> "Modulations":
+        """The rows of these times, in their order."""
+        return Modulations(self.sublayers.index_select(1, index), self.final.index_select(0, index))
+
+
+def modulations(weights: DitWeights, times: Tensor) -> Modulations:
+    """Those of times [K], which are in the network's dtype."""
+    sinusoid = _sinusoid(times, weights.spec.width)  # [K, D]
+    shared = F.linear(F.silu(F.linear(sinusoid, weights.time_in)), weights.time_out)  # [K, 3D]
+    # the norm is of the bare sinusoid, not of the MLP's output
+    time = F.silu(F.rms_norm(sinusoid, weights.time_norm.shape, weights.time_norm, EPS))
+    rank = weights.spec.adaln_rank
+    low = torch.unflatten(
+        F.linear(time, weights.modulation_in), -1, (-1, rank)
+    )  # [K, 3 * blocks, R]
+    own = F.linear(F.linear(time, weights.final_in), weights.final_out)  # [K, 2D]
+    return Modulations(
+        low.transpose(0, 1) @ weights.modulation_out + shared, own + shared[:, : own.shape[-1]]
+    )
+
+
+def _sinusoid(times: Tensor, width: int) -> Tensor:
+    """Cosines and sines of width/2 frequencies, [K] -> [K, width], formed in float32 at least."""
+    dtype = torch.promote_types(times.dtype, torch.float32)
+    index = torch.arange(width // 2, dtype=dtype, device=times.device)
+    frequencies = torch.exp(-math.log(THETA) * (index / (width // 2)))
+    angles = times.to(dtype)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(times.dtype)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What cross-attention reads of the prompts: every block's keys, normalised, and values."""
+
+    rows: (
+        slice  # of the batch; the text of all others is zero, and so is what attention makes of it
+    )
+    keys: Tensor  # [blocks, rows, heads, M, E]
+    values: Tensor
+
+
+def read_text(weights: DitWeights, embeds: Tensor, rows: slice) -> Text:
+    """Keys and values of prompts [B, M, text width]; outside of `rows` they must be zero."""
+    heads = weights.spec.head_dim
+    chosen = embeds[rows]
+    # filled in turn, so that there are never two copies
+    shape = (len(weights.blocks), len(chosen), weights.spec.num_heads, chosen.shape[1], heads)
+    keys, values = chosen.new_empty(shape), chosen.new_empty(shape)
+    for index, block in enumerate(weights.blocks):
+        k, v = F.linear(chosen, block.cross_kv).chunk(2, dim=-1)
+        keys[index] = normalized_heads(k, block.cross_norms[1])
+        values[index] = split_heads(v, heads)
+    return Text(rows, keys, values)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that one evaluation reads beside the weights."""
+
+    hidden_states: Tensor  # [B, 16, T, H, W]
+    condition_mask: Tensor | None  # [B, 1, T, H, W]
+    modulations: Modulations  # of B*T frames
+    text: Text
+    rotation: Rotation
+    shared: bool = False  # rows differ by their text alone, so that they are one up to the first cross-attention
+
+
+def evaluate(weights: DitWeights, inputs: Prepared) -> Tensor:
+    """The velocity [B, 16, T, H, W], in the network's dtype."""
+    batch, _, *size = inputs.hidden_states.shape
+    grid = (size[0], size[1] // PATCH, size[2] // PATCH)
+    rows = 1 if inputs.shared else batch
+    mask = inputs.condition_mask
+    patches = _patchify(inputs.hidden_states[:rows], None if mask is None else mask[:rows])
+    x = F.linear(patches, weights.patch)  # [F, S, D]
+    of_layers = [*inputs.modulations.sublayers, inputs.modulations.final]  # [F, 3D or 2D] each
+    u = modulate(x, of_layers[0][: len(x)])
+    for index, block in enumerate(weights.blocks):
+        of_self, of_cross, of_mlp, following = of_layers[3 * index : 3 * index + 4]
+        y = _self_attention(block, u, grid, inputs.rotation)
+        x, u = gated_modulate(x, y, of_self[: len(x)], of_cross[: len(x)])
+        if len(x) < batch * grid[0]:  # only in the first block
+            x, u = x.repeat(batch, 1, 1), u.repeat(batch, 1, 1)
+        if inputs.text.keys.shape[1]:
+            y = _cross_attention(block, u, grid, inputs.text, index)
+            x, u = gated_modulate(x, y, of_cross, of_mlp)
+        else:
+            u = modulate(x, of_mlp)
+        y = F.linear(F.gelu(F.linear(u, block.mlp_in)), block.mlp_out)
+        x, u = gated_modulate(x, y, of_mlp, following)
+    return _unpatchify(F.linear(u, weights.final), grid)
+
+
+def _self_attention(block: Block, u: Tensor, grid: Axes, rotation: Rotation) -> Tensor:
+    """[F, S, D] -> [F, S, D]; the frames of a row see each other."""
+    tokens = torch.unflatten(u, 0, (-1, grid[0])).flatten(1, 2)  # [B, N, D]
+    q, k, v = F.linear(tokens, block.self_qkv).chunk(3, dim=-1)
+    q, k = queries_and_keys(q, k, block.self_norms, rotation)
+    y = F.scaled_dot_product_attention(q, k, split_heads(v, q.shape[-1]))
+    return F.linear(merge_heads(y), block.self_out).view_as(u)
+
+
+def _cross_attention(block: Block, u: Tensor, grid: Axes, text: Text, index: int) -> Tensor:
+    """[F, S, D] -> [F, S, D]. No mask: zeroed positions of a prompt take part, as they did in training."""
+    tokens = torch.unflatten(u, 0, (-1, grid[0])).flatten(1, 2)[text.rows]  # [B, N, D]
+    q = normalized_heads(F.linear(tokens, block.cross_q), block.cross_norms[0])
+    y = F.scaled_dot_product_attention(q, text.keys[index], text.values[index])
+    out = torch.unflatten(F.linear(merge_heads(y), block.cross_out), 1, (grid[0], -1)).flatten(0, 1)
+    if len(out) == len(u):
+        return out
+    whole = torch.zeros_like(u)
+    whole[text.rows.start * grid[0] : text.rows.stop * grid[0]] = out
+    return whole
+
+
+def _patchify(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, 16, T, H, W] and [B, 1, T, H, W] -> [F, S, patch inputs], features by channel, row and column."""
+    # The last channel marks rows and columns outside the picture; inference has none.
+    parts = [hidden_states, mask, torch.zeros_like(hidden_states[:, :1])]
+    x = torch.cat([part for part in parts if part is not None], dim=1)
+    x = torch.unflatten(torch.unflatten(x, 4, (-1, PATCH)), 3, (-1, PATCH))  # [B, C, T, h, 2, w, 2]
+    return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3).flatten(0, 1)
+
+
+def _unpatchify(patches: Tensor, grid: Axes) -> Tensor:
+    """[F, S, 64] -> [B, 16, T, H, W]; features are (2, 2, C), another order than the input's."""
+    x = patches.reshape(-1, *grid, PATCH, PATCH, LATENT_CHANNELS)
+    x = x.permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, h, 2, w, 2]
+    return x.flatten(5, 6).flatten(3, 4)

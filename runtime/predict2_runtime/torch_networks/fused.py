@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kernel computes in one pass: ours on a GPU where they were built, plain torch elsewhere.
+
+Plain torch rounds where the reference module does, after every operation. A kernel computes in float32 inside and
+rounds what it returns, the gated product and its sum apart.
+
+Dims in comments: F frames of all rows of a batch, S tokens of a frame, B batch, N tokens, D model width, E channels
+of an attention head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rotary import Rotation
+
+EPS = 1e-6  # of every norm in the denoiser
+
+
+def modulate(x: Tensor, modulation: Tensor) -> Tensor:
+    """LayerNorm without weights, times 1 + scale, plus shift; x [F, S, D], modulation [F, 2D or more]."""
+    if kernels := _kernels(x):
+        fused: Tensor = kernels.adaln_modulate(x, modulation)
+        return fused
+    width = x.shape[-1]
+    shift, scale = modulation[:, None, :width], modulation[:, None, width : 2 * width]
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+def gated_modulate(
+    x: Tensor, y: Tensor, modulation: Tensor, following: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x + gate * y, and that modulated for what follows: both [F, S, D].
+
+    Args:
+        x: the stream, [F, S, D].
+        y: what a sub-layer made, of the same shape.
+        modulation: the sub-layer's shift, scale and gate, [F, 3D].
+        following: the next one's shift and scale, [F, 2D or more].
+    """
+    if kernels := _kernels(x):
+        total, u = kernels.gated_residual_modulate(x, y, modulation, following)
+        return total, u
+    total = x + modulation[:, None, 2 * x.shape[-1] :] * y
+    return total, modulate(total, following)
+
+
+def queries_and_keys(
+    q: Tensor, k: Tensor, weights: tuple[Tensor, Tensor], rotation: Rotation
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of each head, then rotation: [B, N, heads * E] -> [B, heads, N, E] both.
+
+    q and k may be slices of one packed product.
+    """
+    if kernels := _kernels(q):
+        # Tokens first in memory, as v and the output are: attention takes both, and merging heads moves nothing.
+        normed = kernels.qk_norm_rope(q, k, list(weights), list(rotation.tables))
+        return normed[0].transpose(1, 2), normed[1].transpose(1, 2)
+    cos, sin = rotation.of_tokens
+    q, k = (normalized_heads(x, w) for x, w in zip((q, k), weights, strict=True))
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def normalized_heads(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of each head: [B, N, heads * E] -> [B, heads, N, E]."""
+    return F.rms_norm(split_heads(x, len(weight)), weight.shape, weight, EPS)
+
+
+def split_heads(x: Tensor, width: int) -> Tensor:
+    """[B, N, heads * width] -> [B, heads, N, width], a view."""
+    return torch.unflatten(x, -1, (-1, width)).transpose(1, 2)
+
+
+def merge_heads(y: Tensor) -> Tensor:
+    """[B, heads, N, E] -> [B, N, D]."""
+    return y.transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel j with channel j + E/2, in float32 at least, back in the dtype of x."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
+
+
+def _kernels(x: Tensor) -> Any:
+    """The operators over our kernels if they can compute on x, else None."""
+    if not x.is_cuda or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    import predict2_kernels
+
+    if predict2_kernels.library() is None:
+        return None
+    from predict2_kernels import torch_ops  # registers them
+
+    return torch_ops
