@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from predict2_runtime.engines import open_engine, read_manifest
+from predict2_runtime.engines import open_engine
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
-from predict2_spec.errors import EngineMismatchError
 from predict2_spec.manifest import Graph, Manifest
 from predict2_spec.presets import Preset, Task
 
+from .current import is_current
 from .fp8.recipe import Fp8Choice, fp8_recipes
 from .installation import (
     Report,
@@ -29,13 +29,14 @@ from .installation import (
 from .layouts import located
 from .recipes import PostTrained, Recipe, recipes
 from .to_onnx import check_disk, write_onnx
+from .torch_build import STAGES, TorchChoices, build_torch_stage
 from .verify import Answer, answer, verify
 
 KIND = "onnxruntime"
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
-def build(  # noqa: PLR0913  # the last six are the owner's choices, with defaults
+def build(  # noqa: PLR0913  # the last seven are the owner's choices, with defaults
     preset: Preset,
     checkpoints: Path,
     templates: Path,
@@ -48,6 +49,7 @@ def build(  # noqa: PLR0913  # the last six are the owner's choices, with defaul
     trust_torchscript: bool = False,
     guard_frames: bool = True,
     fp8: Fp8Choice | None = None,
+    in_torch: TorchChoices | None = None,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -66,6 +68,7 @@ def build(  # noqa: PLR0913  # the last six are the owner's choices, with defaul
         trust_torchscript: run the programs of checkpoints that are programs.
         guard_frames: False leaves out the stage that looks at frames, also where it was built before.
         fp8: how to make the denoisers of the level fp8; None is the level exact.
+        in_torch: how to make engines of torch of the stages that have one; None makes all for ONNX Runtime.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
@@ -87,10 +90,19 @@ def build(  # noqa: PLR0913  # the last six are the owner's choices, with defaul
         templates,
         output,
         report,
-        partial(_build_stage, preset, templates, output),
+        partial(_build_either, preset, templates, output, in_torch),
         only=only,
         guard_frames=guard_frames,
     )
+
+
+def _build_either(
+    preset: Preset, templates: Path, output: Path, in_torch: TorchChoices | None, recipe: Recipe, tell: Report
+) -> None:  # fmt: skip
+    if in_torch and recipe.network in STAGES:
+        build_torch_stage(preset, templates, output, in_torch, recipe, tell)
+    else:
+        _build_stage(preset, templates, output, recipe, tell)
 
 
 def _build_stage(
@@ -101,7 +113,7 @@ def _build_stage(
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE)
     key = recipe_key(recipe, checkpoint_sha256, software)
-    if _is_current(output / name / VERSION_FOLDER, name, key):
+    if is_current(output / name / VERSION_FOLDER, name, key):
         copy_model(templates / name, output / name)
         tell("already built from this checkpoint, kept")
         return
@@ -154,14 +166,3 @@ def _answers(recipe: Recipe) -> dict[str, Answer]:
     """What the torch module answers; it is gone from memory before the engine comes."""
     graphs = recipe.graphs(recipe.module(recipe.weights()))
     return {name: answer(graph) for name, graph in graphs.items()}
-
-
-def _is_current(engine: Path, network: str, key: str) -> bool:
-    try:
-        manifest = read_manifest(engine)
-        if manifest.recipe != key or manifest.verification.keys() != manifest.graphs.keys():
-            return False
-        open_engine(engine, network)
-    except EngineMismatchError:
-        return False
-    return True

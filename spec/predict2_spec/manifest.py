@@ -58,7 +58,7 @@ class Manifest:
         str  # text_encoder, vae_encoder, vae_decoder, text2image_denoiser, video2world_denoiser
     )
     preset: str
-    kind: str  # onnxruntime, tensorrt, tensorrt_rtx
+    kind: str  # onnxruntime, tensorrt, tensorrt_rtx, torch
     precision: str
     device: str  # cpu, cuda, or the GPU architectures of a plan: sm90, or sm89+sm120
     checkpoint_sha256: str
@@ -77,10 +77,19 @@ class Manifest:
     @property
     def rebuild_command(self) -> str:
         """What to type to have this engine built again on this machine."""
-        command = "build" if self.kind == "onnxruntime" else "engine"
-        flavour = "" if self.kind == "onnxruntime" else f" --flavour {self.kind}"
+        command, kind = "engine", f" --flavour {self.kind}"
+        if self.kind == "onnxruntime":
+            command, kind = "build", ""
+        elif self.kind == "torch":
+            device = "" if self.device == "cpu" else " --device cuda"
+            dtype = {"fp32": " --dtype float32", "bf16": " --dtype bfloat16"}.get(
+                self.precision, ""
+            )
+            command, kind = "build", f" --kind torch{device}{dtype}"
         level = " --level fp8" if self.precision == "fp8" else ""
-        return f"predict2-export {command} --preset {self.preset} --only {self.network}{flavour}{level}"
+        return (
+            f"predict2-export {command} --preset {self.preset} --only {self.network}{kind}{level}"
+        )
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

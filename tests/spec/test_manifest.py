@@ -133,3 +133,17 @@ def test_events_and_metadata_ignore_what_a_newer_server_adds():
     assert Event.from_json(event.to_json()[:-1] + ', "eta": 3}') == event
     with pytest.raises(TypeError):
         Metadata.from_json("{}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        (
+            {"kind": "torch", "precision": "bf16", "device": "sm90"},
+            "build --preset toy --only vae_decoder --kind torch --device cuda --dtype bfloat16",
+        ),
+        ({"kind": "torch"}, "build --preset toy --only vae_decoder --kind torch --dtype float32"),
+    ],
+)  # fmt: skip
+def test_an_engine_of_torch_names_the_flags_it_was_built_with(changes, command):
+    assert replace(MANIFEST, **changes).rebuild_command == f"predict2-export {command}"

@@ -15,6 +15,7 @@ from .repository_flags import add_repository_flags, check_repository_flags
 
 if TYPE_CHECKING:
     from predict2_export.recipes import PostTrained
+    from predict2_export.torch_build import TorchChoices
 
 
 def add_parser(commands: Any) -> None:
@@ -24,9 +25,33 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)"
     )
+    _add_kind(parser)
     add_post_trained(parser)
     add_level(parser)
     parser.set_defaults(run=run)
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kind",
+        default="onnxruntime",
+        choices=["onnxruntime", "torch"],
+        help="what runs the engines; of torch are the denoisers, and ONNX Runtime runs the other stages on the CPU "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of torch's engines (bfloat16 with --device cuda, else float32)",
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        "--cuda_graphs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many shapes torch's engines record and replay (%(default)s)",
+    )
 
 
 def add_post_trained(parser: argparse.ArgumentParser) -> None:
@@ -105,12 +130,36 @@ def post_trained(args: argparse.Namespace, preset: Preset) -> "dict[Task, PostTr
     }
 
 
+def _torch_choices(args: argparse.Namespace) -> "TorchChoices | None":
+    """How the flags want torch's engines; None if all shall be ONNX Runtime's.
+
+    Raises:
+        InvalidRequestError: the flags contradict each other, or this machine can't do it.
+    """
+    if args.kind != "torch":
+        if args.dtype or args.cuda_graphs:
+            raise InvalidRequestError(
+                "--dtype and --cuda-graphs are of --kind torch; add it, or leave them out"
+            )
+        return None
+    if args.level != "exact":
+        raise InvalidRequestError(
+            f"--kind torch has no level {args.level} yet; leave out --level, or build plans: predict2-export engine"
+        )
+    if args.cuda_graphs < 0:
+        raise InvalidRequestError(f"--cuda-graphs {args.cuda_graphs} must be 0 or more")
+    from predict2_export.torch_build import torch_choices  # torch takes seconds to load
+
+    return torch_choices(args.device, args.dtype or "", args.cuda_graphs)
+
+
 def run(args: argparse.Namespace) -> None:
     """Build, with a line of progress for every step."""
     preset = find_preset(args.preset)
     output = args.output or Path("build/served") / preset.name
     check_repository_flags(args)
     changed = post_trained(args, preset)
+    in_torch = _torch_choices(args)
     from predict2_export.build import build  # as well; --help shouldn't
     from predict2_export.to_onnx import quiet_exporter
 
@@ -127,11 +176,12 @@ def run(args: argparse.Namespace) -> None:
         output,
         report,
         only=args.only,
-        device=args.device,
+        device="cpu" if in_torch else args.device,
         post_trained=changed,
         trust_torchscript=args.trust_torchscript,
         guard_frames=not args.skip_guardrail_video,
         fp8=fp8_choice(args, preset),
+        in_torch=in_torch,
     )
     if args.only:
         report(f"{args.only} is installed in {output}")

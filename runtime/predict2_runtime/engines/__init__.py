@@ -90,19 +90,24 @@ def open_engine(folder: Path, network: str) -> InstalledEngine:
 def _opener(manifest: Manifest) -> Callable[[Path, Manifest], InstalledEngine]:
     if manifest.kind == "onnxruntime":
         return _open_onnxruntime
-    for flavour in FLAVOURS:
-        if manifest.kind == flavour:
-            try:
+    try:
+        if manifest.kind == "torch":
+            from .torch_engine import open_torch
+
+            return open_torch
+        for flavour in FLAVOURS:
+            if manifest.kind == flavour:
                 from .tensorrt import open_tensorrt
-            except ModuleNotFoundError as error:
-                raise EngineMismatchError(
-                    f"{manifest.network} is an engine of {flavour}, which computes on torch's tensors, and {error}; "
-                    "install torch for this machine's CUDA"
-                ) from error
-            return partial(open_tensorrt, flavour=flavour)
+
+                return partial(open_tensorrt, flavour=flavour)
+    except ModuleNotFoundError as error:
+        raise EngineMismatchError(
+            f"{manifest.network} is an engine of {manifest.kind}, which computes on torch's tensors, and {error}; "
+            "install torch for this machine's CUDA"
+        ) from error
     raise EngineMismatchError(
         f"engine kind {manifest.kind!r} of {manifest.network} can't be run by this version; "
-        f"it runs onnxruntime, {', '.join(FLAVOURS)}. Build the engine again with predict2-export"
+        f"it runs onnxruntime, {', '.join(FLAVOURS)}, torch. Build the engine again with predict2-export"
     )
 
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installing a stage as an engine of torch: its weights in one file, compared with the torch module on this machine."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from predict2_runtime.repository import VERSION_FOLDER
+from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
+from predict2_spec.errors import InvalidRequestError
+from predict2_spec.manifest import Manifest
+from predict2_spec.presets import Preset
+from predict2_spec.tensors import TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER
+
+from .build_options import this_gpu
+from .comparison import Choices, compare
+from .current import is_current
+from .installation import (
+    Report,
+    copy_model,
+    digest,
+    recipe_key,
+    replacing,
+    versions,
+    write_manifest,
+)
+from .recipes import Recipe
+from .to_onnx import check_disk
+from .to_torch import DTYPES, FILE, PRECISIONS, describe_graph, write_safetensors
+
+KIND = "torch"
+STAGES = (TEXT2IMAGE_DENOISER.name, VIDEO2WORLD_DENOISER.name)  # which the runtime has networks for
+_SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
+_CODE = ("to_torch.py",)  # that shapes these engines besides what shapes all
+
+
+@dataclass(frozen=True)
+class TorchChoices:
+    """How engines of torch are built."""
+
+    dtype: torch.dtype
+    device: str  # cpu, or the GPU's architecture, such as sm90
+    cuda_graphs: int = 0  # shapes whose launches are recorded
+
+
+def torch_choices(device: str, dtype: str = "", cuda_graphs: int = 0) -> TorchChoices:
+    """What the owner's flags come to on this machine.
+
+    Args:
+        device: cpu or cuda.
+        dtype: float32 or bfloat16; empty: bfloat16 on a GPU, float32 on a CPU.
+        cuda_graphs: shapes whose launches are recorded.
+
+    Raises:
+        InvalidRequestError: there is no GPU here, or nothing that could be recorded.
+    """
+    chosen = DTYPES[dtype or ("bfloat16" if device == "cuda" else "float32")]
+    if device == "cpu":
+        if cuda_graphs:
+            raise InvalidRequestError(
+                f"--cuda-graphs {cuda_graphs} needs a GPU; add --device cuda, or leave it out"
+            )
+        return TorchChoices(chosen, "cpu")
+    here = this_gpu()
+    if not here:
+        raise InvalidRequestError(
+            f"an engine is compared with torch where it shall run, and torch {torch.__version__} finds no GPU here; "
+            "build it on the machine with the GPU, or with --device cpu"
+        )
+    return TorchChoices(chosen, here, cuda_graphs)
+
+
+def build_torch_stage(  # the recipe and whom to tell come last, as `install` gives them
+    preset: Preset, templates: Path, output: Path, choices: TorchChoices, recipe: Recipe, tell: Report
+) -> None:  # fmt: skip
+    """Install one stage of `STAGES` in `output`, unless it is there.
+
+    Raises:
+        CheckpointError: the weights are damaged or another network's.
+        VerificationError: the engine's answers are not the torch module's; it isn't installed.
+    """
+    name = recipe.network
+    recipe = replace(recipe, precision=PRECISIONS[choices.dtype], device=choices.device)
+    tell(f"reading {recipe.checkpoint}")
+    checkpoint_sha256 = digest(recipe.weight_files)
+    software = versions(_SOFTWARE)
+    chosen = f"{KIND} {choices.cuda_graphs}"
+    key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
+    if is_current(output / name / VERSION_FOLDER, name, key):
+        copy_model(templates / name, output / name)
+        tell("already built from this checkpoint, kept")
+        return
+    with replacing(output / name) as folder:
+        copy_model(templates / name, folder)
+        engine = folder / VERSION_FOLDER
+        if recipe.tokenizer:
+            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
+        network, graphs = recipe.lowerable(choices.dtype)
+        check_disk(engine, network, 1)
+        tell(f"writing weights in {choices.dtype}")
+        write_safetensors(recipe.weights(), engine / FILE, choices.dtype)
+        manifest = Manifest(
+            network=name,
+            preset=preset.name,
+            kind=KIND,
+            precision=recipe.precision,
+            device=recipe.device,
+            checkpoint_sha256=checkpoint_sha256,
+            recipe=key,
+            versions=software,
+            graphs={k: describe_graph(g, engine / FILE, choices.dtype) for k, g in graphs.items()},
+            cuda_graphs=choices.cuda_graphs,
+        )
+        write_manifest(engine, manifest)
+        compare(engine, recipe, Choices(onnxruntime=False), tell)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measured engine: our networks in torch on an NVIDIA GPU, with our kernels; on a CPU in plain torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from predict2_runtime.torch_networks.denoiser import TorchDit
+from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_spec.errors import EngineMismatchError, InvalidRequestError
+from predict2_spec.manifest import Manifest
+from predict2_spec.presets import Preset, Task, find_preset
+from predict2_spec.tensors import TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER
+
+from . import Engine, InstalledEngine
+from .fit import check_architecture, check_names
+from .torch_arrays import placement
+
+Read = Callable[[str], torch.Tensor]  # a weight by its name, on its device
+Graphs = dict[str, Engine]
+
+
+def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
+    """Put the weights of an installed engine onto the device that it was built for, straight from their file.
+
+    Args:
+        folder: where the file is.
+        manifest: the engine's.
+
+    Raises:
+        EngineMismatchError: the device isn't here, the file is damaged or not this network's, or no torch engine runs
+            the network. The message has the command that builds it again.
+    """
+    if manifest.network not in _NETWORKS:
+        raise EngineMismatchError(
+            f"no torch engine runs {manifest.network}; they run {', '.join(_NETWORKS)}. Build it again: "
+            f"{manifest.rebuild_command}"
+        )
+    device = _find_device(manifest)
+    path = folder / next(iter(manifest.graphs.values())).file
+    try:
+        preset = find_preset(manifest.preset)
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            graphs, inputs = _NETWORKS[manifest.network](manifest, preset, file.get_tensor)
+    except (SafetensorError, OSError, RuntimeError, InvalidRequestError) as error:
+        raise EngineMismatchError(
+            f"torch {torch.__version__} can't take {path} for {manifest.network} of preset {manifest.preset}: {error}. "
+            f"Build it again: {manifest.rebuild_command}"
+        ) from error
+    for name in graphs:
+        check_names(manifest, name, inputs[name])
+    return InstalledEngine(manifest, graphs, placement(device))
+
+
+def _find_device(manifest: Manifest) -> torch.device:
+    if manifest.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise EngineMismatchError(
+            f"{manifest.network} needs a CUDA GPU of {manifest.device}, and torch {torch.__version__} finds none. An "
+            f"engine for the CPU: predict2-export build --preset {manifest.preset} --only {manifest.network} --kind torch"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    major, minor = torch.cuda.get_device_capability(device)
+    check_architecture(manifest, f"sm{major}{minor}")
+    return device
+
+
+def _denoiser(
+    manifest: Manifest, preset: Preset, read: Read
+) -> tuple[Graphs, dict[str, tuple[str, ...]]]:
+    task: Task = "text2image" if manifest.network == TEXT2IMAGE_DENOISER.name else "video2world"
+    spec = preset.dit(task)
+    if spec.neighborhoods:
+        raise InvalidRequestError(
+            "its attention is sparse, which no engine of this version runs; take the preset without -sparse"
+        )
+    on_gpu = manifest.device != "cpu"
+    engine = TorchDit(dit_weights(spec, read), manifest.cuda_graphs if on_gpu else 0)
+    return {"main": engine}, {"main": engine.inputs}
+
+
+_NETWORKS = {
+    TEXT2IMAGE_DENOISER.name: _denoiser,
+    VIDEO2WORLD_DENOISER.name: _denoiser,
+}
