@@ -11,17 +11,28 @@ toy=export/predict2_export/toyworld/weights
 export PYTHONPATH=spec:kernels:runtime:export:client
 export="$python -m predict2_export.cli"
 
-step() { printf '\n== %s\n' "$*"; }
+failed=()
 
-# engine NAME ARGUMENT...: a repository of plans, compared with torch
+# step COMMAND ARGUMENT...: what fails is told again at the end and doesn't keep the rest from being seen
+step() {
+    printf '\n== %s\n' "$*"
+    "$@" || failed+=("$*")
+}
+
+# engine NAME ARGUMENT...: a repository of plans
 engine() {
     local name=$1
     shift
-    step "$name: engine $*"
-    $export engine --flavour "$flavour" --output "$work/$name" "$@"
+    step $export engine --flavour "$flavour" --output "$work/$name" "$@"
 }
 
-step "this machine"
+# verify NAME ARGUMENT...: its plans beside torch
+verify() {
+    local name=$1
+    shift
+    step $export verify "$work/$name" --device cuda "$@"
+}
+
 $python -c "
 import torch
 from predict2_runtime.engines.bindings import bindings
@@ -29,7 +40,7 @@ print('$flavour', bindings('$flavour').__version__, 'torch', torch.__version__, 
 mkdir -p "$work"
 
 if [ "$flavour" = tensorrt ]; then
-    step "kernels and plugins, with the headers of the TensorRT that is installed where they are found"
+    # kernels and plugins, with the headers of the TensorRT that is installed where they are found
     cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release
     cmake --build build/gpu
     cmake --install build/gpu --prefix kernels
@@ -38,35 +49,40 @@ else
     ours=()
 fi
 
-step "tests"
-$python -m pytest -q -m "gpu and tensorrt" tests/kernels tests/runtime/engines
+step $python -m pytest -q -m "gpu and tensorrt" tests/kernels tests/runtime/engines tests/export/test_to_engine_on_gpu.py
 
 engine toy --checkpoints "$toy" "${ours[@]}"
-$export verify "$work/toy" --checkpoints "$toy" --device cuda
-$export verify "$work/toy" --checkpoints "$toy" --device cuda --shapes max --skip-onnxruntime
+verify toy --checkpoints "$toy"
+verify toy --checkpoints "$toy" --shapes max --skip-onnxruntime
 engine toy-recorded --checkpoints "$toy" --cuda-graphs 2 "${ours[@]}"
-$export verify "$work/toy-recorded" --checkpoints "$toy" --device cuda --skip-onnxruntime
+verify toy-recorded --checkpoints "$toy" --skip-onnxruntime
 engine toy-fp8 --checkpoints "$toy" --level fp8 --device cuda "${ours[@]}"
-$export verify "$work/toy-fp8" --checkpoints "$toy" --device cuda
+verify toy-fp8 --checkpoints "$toy"
 if [ "$flavour" = tensorrt ]; then
-    engine toy-standard --checkpoints "$toy" --plugins none
-    $export verify "$work/toy-standard" --checkpoints "$toy" --device cuda --skip-onnxruntime
+    engine toy-standard --checkpoints "$toy" --plugins none --workspace 8
+    verify toy-standard --checkpoints "$toy" --skip-onnxruntime
     engine toy-compatible --checkpoints "$toy" --plugins serialize --version-compatible
-    $export verify "$work/toy-compatible" --checkpoints "$toy" --device cuda --skip-onnxruntime
+    verify toy-compatible --checkpoints "$toy" --skip-onnxruntime
     engine toy-refit --checkpoints "$toy" --plugins load --refit
-    $export verify "$work/toy-refit" --checkpoints "$toy" --device cuda --skip-onnxruntime
+    verify toy-refit --checkpoints "$toy" --skip-onnxruntime
 fi
 
-denoisers=(text2image_denoiser video2world_denoiser)
-for stage in "${denoisers[@]}"; do
+for stage in text2image_denoiser video2world_denoiser; do
     engine "$full_size" --preset "$full_size" --only "$stage" --random-weights --sizes table "${ours[@]}"
-    $export verify "$work/$full_size" --only "$stage" --random-weights --device cuda --skip-onnxruntime
+    verify "$full_size" --only "$stage" --random-weights --skip-onnxruntime
     if [ "$flavour" = tensorrt ]; then
         engine "$full_size-standard" --preset "$full_size" --only "$stage" --random-weights --sizes table --plugins none
     fi
 done
 
-step "times"
-$python -m benchmarks.engines.bench_plans "$work"/*/
-$python -m benchmarks.engines.bench_dit
-$python -m benchmarks.report
+for repository in "$work"/*/; do # a process each: plugins are inside of some, and loaded for others
+    step $python -m benchmarks.engines.bench_plans "$repository"
+done
+step $python -m benchmarks.engines.bench_dit
+step $python -m benchmarks.report
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\n%s failed:\n' "${#failed[@]}"
+    printf '  %s\n' "${failed[@]}"
+    exit 1
+fi

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.report import record, summary
 from benchmarks.timing import gpu_seconds
-from predict2_runtime.engines import InstalledEngine, open_engine
+from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.engines.bindings import FLAVOURS
 from predict2_runtime.repository import VERSION_FOLDER, read_preset
 from predict2_spec.manifest import MANIFEST_FILE, Graph
@@ -32,8 +32,9 @@ def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
     return found
 
 
-def measure(installed: InstalledEngine) -> None:
-    """Time every graph of an engine and record it."""
+def measure(folder: Path, stage: str) -> None:
+    """Time every graph of an engine and record it. It leaves the GPU before the next one comes."""
+    installed = open_engine(folder, stage)
     manifest = installed.manifest
     plugins = "plugins" if manifest.plugins else "standard operators"
     for name, graph in manifest.graphs.items():
@@ -50,10 +51,8 @@ def main() -> None:
     for repository in map(Path, sys.argv[1:]):
         for stage in served_stages(read_preset(repository)):
             folder = repository / stage.name / VERSION_FOLDER
-            if (folder / MANIFEST_FILE).is_file():
-                installed = open_engine(folder, stage.name)
-                if installed.manifest.kind in FLAVOURS:
-                    measure(installed)
+            if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).kind in FLAVOURS:
+                measure(folder, stage.name)
 
 
 if __name__ == "__main__":
