@@ -24,7 +24,7 @@ RATES = ("look", "motion", "all")
 
 def in_fp8(networks: Networks, checkpoints: Path, folder: Path) -> Networks:
     """The same networks with both denoisers at the level fp8; calibrations are kept in a folder."""
-    choice = Fp8Choice(Measurement(read_prompts(TOY)))
+    choice = Fp8Choice(Measurement(read_prompts(TOY)), as_asked=True)
     found = fp8_recipes(TOY, recipes(TOY, checkpoints), choice, folder, _told)
     denoisers = {
         recipe.network.removesuffix("_denoiser"): recipe.module(recipe.weights())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From checkpoints to a served repository: lower, verify, install. Resumable; nothing half-written is served."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,6 @@ from pathlib import Path
 
 from predict2_runtime.engines import open_engine
 from predict2_runtime.repository import VERSION_FOLDER
-from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec.manifest import Graph, Manifest
 from predict2_spec.presets import Preset, Task
 
@@ -17,12 +15,14 @@ from .current import is_current
 from .fp8.recipe import Fp8Choice, fp8_recipes
 from .installation import (
     Report,
+    check_unchanged,
     copy_model,
     describe_files,
     digest,
     install,
     recipe_key,
     replacing,
+    stamps,
     versions,
     write_manifest,
 )
@@ -110,6 +110,7 @@ def _build_stage(
 ) -> None:
     name = recipe.network
     tell(f"reading {recipe.checkpoint}")
+    before = stamps(recipe.files)
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE)
     key = recipe_key(recipe, checkpoint_sha256, software)
@@ -120,8 +121,7 @@ def _build_stage(
     with replacing(output / name) as folder:
         copy_model(templates / name, folder)
         engine = folder / VERSION_FOLDER
-        if recipe.tokenizer:
-            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
+        recipe.write_beside(engine)
         manifest = Manifest(
             network=name,
             preset=preset.name,
@@ -135,6 +135,7 @@ def _build_stage(
         )
         write_manifest(engine, manifest)
         write_manifest(engine, _verified(manifest, recipe, engine, tell))
+        check_unchanged(before)
 
 
 def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:

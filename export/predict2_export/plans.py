@@ -5,7 +5,6 @@ A plan runs on its GPU alone, so it is verified there and not here: until then i
 agrees with torch.
 """
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from predict2_kernels import plugin_path
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.engines.bindings import bindings, major
 from predict2_runtime.repository import VERSION_FOLDER
-from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec.errors import EngineMismatchError
 from predict2_spec.manifest import Graph, Manifest
 from predict2_spec.presets import Preset
@@ -30,11 +28,13 @@ from .build_progress import watched
 from .checkpoint.wording import amount
 from .installation import (
     Report,
+    check_unchanged,
     copy_model,
     digest,
     install,
     recipe_key,
     replacing,
+    stamps,
     versions,
     write_manifest,
 )
@@ -118,6 +118,7 @@ def _build_stage(
     name, options = recipe.network, choices.options
     module = bindings(options.flavour)
     tell(f"reading {recipe.checkpoint}")
+    before = stamps(recipe.files)
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE) | {options.flavour: module.__version__}
     library = plugin_path(major(module)) if options.plugins != "none" else None
@@ -130,9 +131,9 @@ def _build_stage(
     with replacing(output / name) as folder:
         copy_model(templates / name, folder)
         engine = folder / VERSION_FOLDER
-        if recipe.tokenizer:
-            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
+        recipe.write_beside(engine)
         graphs, plugins = _make_plans(preset, recipe, engine, choices, tell)
+        check_unchanged(before)
         write_manifest(
             engine,
             Manifest(

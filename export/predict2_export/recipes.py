@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How each stage's engine is made: which weights, which module, which graphs, which limits."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec import tensors
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import (
@@ -101,6 +103,11 @@ class Recipe:
         """Where its weights come from."""
         adapter = self.post_trained.adapter
         return [self.checkpoint, *([adapter] if adapter else [])]
+
+    def write_beside(self, engine: Path) -> None:
+        """Put into an engine's folder what belongs to it: a text encoder's tokenizer."""
+        if self.tokenizer:
+            shutil.copyfile(self.tokenizer, engine / TOKENIZER_FILE)
 
     @property
     def choices(self) -> str:

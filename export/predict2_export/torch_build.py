@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installing a stage as an engine of torch: its weights in one file, compared with the torch module on this machine."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from predict2_runtime.repository import VERSION_FOLDER
-from predict2_runtime.stages.text_encoder import TOKENIZER_FILE
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.manifest import Manifest
 from predict2_spec.presets import Preset
@@ -19,10 +17,12 @@ from .comparison import Choices, compare
 from .current import is_current
 from .installation import (
     Report,
+    check_unchanged,
     copy_model,
     digest,
     recipe_key,
     replacing,
+    stamps,
     versions,
     write_manifest,
 )
@@ -84,6 +84,7 @@ def build_torch_stage(  # the recipe and whom to tell come last, as `install` gi
     name = recipe.network
     recipe = replace(recipe, precision=PRECISIONS[choices.dtype], device=choices.device)
     tell(f"reading {recipe.checkpoint}")
+    before = stamps(recipe.files)
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE)
     chosen = f"{KIND} {choices.cuda_graphs}"
@@ -95,8 +96,7 @@ def build_torch_stage(  # the recipe and whom to tell come last, as `install` gi
     with replacing(output / name) as folder:
         copy_model(templates / name, folder)
         engine = folder / VERSION_FOLDER
-        if recipe.tokenizer:
-            shutil.copyfile(recipe.tokenizer, engine / TOKENIZER_FILE)
+        recipe.write_beside(engine)
         network, graphs = recipe.lowerable(choices.dtype)
         check_disk(engine, network, 1)
         tell(f"writing weights in {choices.dtype}")
@@ -115,3 +115,4 @@ def build_torch_stage(  # the recipe and whom to tell come last, as `install` gi
         )
         write_manifest(engine, manifest)
         compare(engine, recipe, Choices(onnxruntime=False), tell)
+        check_unchanged(before)

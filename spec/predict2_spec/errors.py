@@ -61,4 +61,10 @@ def in_words(error: Predict2Error | OSError) -> str:
         return f"{where}the disk or your share of it is full; make room and run the command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}can't be written or read ({error.strerror}); mend the permissions or name another place"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{where}a file is where a folder should be; move it or name another place"
+    if error.errno == errno.EISDIR:
+        return f"{where}a folder is where a file should be; name another place"
+    if error.errno == errno.EFBIG:
+        return f"{where}the file system or your limits (ulimit -f) allow no file so large; name another place"
     return str(error)

@@ -109,7 +109,7 @@ class Manifest:
                     f"manifest format {values['format']} was found, this software reads {FORMAT}; "
                     "build the engines again with predict2-export"
                 )
-            manifest: Manifest = _read(cls, values, "manifest")
+            manifest: Manifest = read_typed(cls, values, "manifest")
             for graph in manifest.graphs.values():
                 _check_graph(graph)
             return manifest
@@ -119,7 +119,7 @@ class Manifest:
             ) from error
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
+def read_typed(kind: Any, value: Any, where: str) -> Any:
     """A value of JSON, which knows no tuples, as a value of this type.
 
     Raises:
@@ -129,12 +129,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         types = get_type_hints(kind)
-        return kind(**{name: _read(types[name], v, name) for name, v in value.items()})
+        return kind(**{name: read_typed(types[name], v, name) for name, v in value.items()})
     if origin is dict and isinstance(value, dict):
-        return {name: _read(inner[1], v, f"{where} {name}") for name, v in value.items()}
+        return {name: read_typed(inner[1], v, f"{where} {name}") for name, v in value.items()}
     if origin is tuple and isinstance(value, list):
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        return tuple(_read(k, v, where) for k, v in zip(kinds, value, strict=True))
+        return tuple(read_typed(k, v, where) for k, v in zip(kinds, value, strict=True))
     if type(value) is kind or (origin is Literal and value in inner):
         return value
     if kind is float and type(value) is int:  # as JSON writes 1.0 elsewhere

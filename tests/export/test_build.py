@@ -190,6 +190,27 @@ def test_an_interrupted_build_leaves_the_old_engine_in_place(
     assert list(served.parent.iterdir()) == [served]
 
 
+def test_weights_that_are_written_while_they_are_read_are_not_installed(
+    checkpoints, repository, tmp_path, monkeypatch
+):
+    served, changed = tmp_path / "served" / "toy", tmp_path / "checkpoints"
+    shutil.copytree(repository, served)
+    shutil.copytree(checkpoints, changed)
+    path = changed / TOY.text_encoder_path
+    save_file({name: value * 2 for name, value in load_file(path).items()}, path)
+    real = building.write_onnx
+
+    def slow(*args):
+        real(*args)
+        path.touch()
+
+    monkeypatch.setattr(building, "write_onnx", slow)
+    before = digest([served / STAGE])
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        rebuilt(changed, served)
+    assert digest([served / STAGE]) == before
+
+
 def test_a_preset_without_video_needs_no_video_networks(checkpoints):
     image_only = replace(TOY, video2world=None, video2world_path="")
     names = [recipe.network for recipe in building.recipes(image_only, checkpoints)]

@@ -13,6 +13,10 @@ from predict2_spec.errors import InvalidRequestError, in_words
         (errno.ENOSPC, "the disk or your share of it is full; make room"),
         (errno.EDQUOT, "the disk or your share of it is full; make room"),
         (errno.EACCES, "can't be written or read (Permission denied); mend the permissions"),
+        (errno.EEXIST, "a file is where a folder should be; move it or name another place"),
+        (errno.ENOTDIR, "a file is where a folder should be; move it or name another place"),
+        (errno.EISDIR, "a folder is where a file should be; name another place"),
+        (errno.EFBIG, "your limits (ulimit -f) allow no file so large"),
         (errno.EROFS, "can't be written or read (Read-only file system); mend"),
     ],
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from predict2_export.recipes import Recipe
 
 _GIB = 2**30
+_MOST_GIB = 2**20  # that a workspace can be asked to have
 _PLUGINS = ("load", "serialize", "none")
 _EXTENTS = ("any", "table")
 
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     found = _recipes(args, preset, output, report)
-    log = args.log or output.with_name(f"{output.name}.log")
+    whole = output.resolve()
+    log = args.log or whole.with_name(f"{whole.name or 'engines'}.log")
     with _logged(log):
         build_plans(
             preset,
@@ -200,12 +202,27 @@ def _options(args: argparse.Namespace) -> "BuildOptions":
         refittable=args.refit,
         stripped=args.strip_weights,
         version_compatible=args.version_compatible,
-        workspace_bytes=None if args.workspace is None else int(args.workspace * _GIB),
+        workspace_bytes=_workspace(args.workspace),
         optimization_level=args.optimization_level,
         fixed_memory=args.cuda_graphs > 0,
     )
+    if args.timing_cache and args.timing_cache.is_dir():
+        raise InvalidRequestError(
+            f"--timing-cache {args.timing_cache} is a folder; name a file in it"
+        )
     check_options(options, module, timing_cache=args.timing_cache is not None, gpu=bool(here))
     return options
+
+
+def _workspace(gib: float | None) -> int | None:
+    """In bytes."""
+    if gib is None:
+        return None
+    if not 1 / _GIB <= gib <= _MOST_GIB:  # which no NaN is
+        raise InvalidRequestError(
+            f"--workspace {gib:g} must be more than 0 and at most {_MOST_GIB} GiB; leave it out for all that there is"
+        )
+    return int(gib * _GIB)
 
 
 def _recipes(args: argparse.Namespace, preset: Preset, output: Path, report: Any) -> "list[Recipe]":

@@ -83,7 +83,7 @@ def fp8_choice(args: argparse.Namespace, preset: Preset) -> "Fp8Choice | None":
     """
     flags = {
         "--calibration": args.calibration,
-        "--calibration-prompts": args.calibration_prompts,
+        "--calibration-prompts": args.calibration_prompts is not None,
         "--calibration-margin": args.calibration_margin is not None,
         "--fp8-layers": args.fp8_layers,
         "--fp8-keep-blocks": args.fp8_keep_blocks is not None,
@@ -100,4 +100,5 @@ def fp8_choice(args: argparse.Namespace, preset: Preset) -> "Fp8Choice | None":
     layers = Fp8Layers(args.fp8_keep_blocks, tuple(args.fp8_layers or ["*"]))
     for spec in filter(None, (preset.text2image, preset.video2world)):
         layers.names(spec)  # before a measurement that takes hours
-    return Fp8Choice(measurement(args, preset), layers, tuple(args.calibration))
+    as_asked = args.calibration_prompts is not None or args.calibration_margin is not None
+    return Fp8Choice(measurement(args, preset), layers, tuple(args.calibration), as_asked)

@@ -20,7 +20,7 @@ from predict2_spec.networks import DitSpec
 from predict2_spec.presets import Preset
 from predict2_spec.requests import DEFAULT_NEGATIVE_PROMPT, check_text
 
-from .calibration import MARGIN, Calibration
+from .calibration import MARGIN, Calibration, check_margin
 from .layers import candidates
 from .observe import input_amax, quantizer_version
 from .trajectories import (
@@ -36,6 +36,7 @@ _PROMPTS = Path(__file__).parent / "prompts"
 _IMAGE, _VIDEO = tensors.TEXT2IMAGE_DENOISER.name, tensors.VIDEO2WORLD_DENOISER.name
 DENOISERS = (_IMAGE, _VIDEO)
 _WIDE = 512  # channels
+_MOST_PROMPTS = 1024  # of which each takes a whole generation or more
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,29 @@ class Measurement:
     margin: float = MARGIN
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin <= 1:
-            raise InvalidRequestError(f"margin {self.margin} must be between 0 and 1")
+        check_margin(self.margin)
 
 
 def read_prompts(preset: Preset, path: Path | None = None) -> tuple[str, ...]:
     """Prompts to measure with: a file's lines, or those that ship for the preset.
 
     Raises:
-        InvalidRequestError: the file has none, or one that no encoder should see.
+        InvalidRequestError: the file is no text, or has no prompts, too many, or one that no encoder should see.
         OSError: it can't be read.
     """
     own = _PROMPTS / f"{preset.name}.txt"
     path = path or (own if own.is_file() else _PROMPTS / "default.txt")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"{path} isn't text in UTF-8 ({error.reason} at byte {error.start}); write a prompt a line"
+        ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise InvalidRequestError(f"{path} has no prompts; write one a line")
+    if not 0 < len(prompts) <= _MOST_PROMPTS:
+        raise InvalidRequestError(
+            f"{path} has {len(prompts) or 'no'} prompts; write 1 to {_MOST_PROMPTS}, one a line"
+        )
     for prompt in prompts:
         check_text("prompt", prompt)
     return prompts
@@ -84,8 +91,14 @@ def calibrate(
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
+        InvalidRequestError: there is no such device.
         Predict2Error: the quantizer isn't installed.
     """
+    if how.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequestError(
+            "torch finds no GPU here to measure on; drop --device cuda, or measure where one is with predict2-export "
+            "calibrate and give the file with --calibration"
+        )
     modelopt = quantizer_version()  # before minutes of work
     by_name = {recipe.network: recipe for recipe in found}
     recipe, spec = by_name[network], by_name[network].spec

@@ -10,10 +10,21 @@ from pathlib import Path
 import torch
 
 from predict2_export.networks.fp8 import scale_of
-from predict2_spec.errors import CheckpointError
+from predict2_spec.errors import CheckpointError, InvalidRequestError
+from predict2_spec.manifest import read_typed
 
 FORMAT = 1  # raised when a field changes its meaning
 MARGIN = 0.1  # a prompt that wasn't measured may reach somewhat higher
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that makes no sense.
+
+    Raises:
+        InvalidRequestError: it does.
+    """
+    if not 0 <= margin <= 1:
+        raise InvalidRequestError(f"margin {margin} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -40,16 +51,23 @@ class Calibration:
             CheckpointError: a layer wasn't measured, or its input was no number.
         """
         layers = list(layers)
-        unusable = [name for name in layers if not math.isfinite(self.amax.get(name, math.nan))]
+        unusable = [name for name in layers if not self.amax.get(name, math.nan) >= 0]
         if unusable:
             raise CheckpointError(
                 f"the calibration of {self.network} says nothing of {len(unusable)} layers, such as {unusable[0]}; "
                 "calibrate again with predict2-export calibrate"
             )
-        return {
+        scales = {
             name: scale_of(torch.tensor(self.amax[name] * (1 + self.margin))).item()
             for name in layers
         }
+        if endless := [name for name, scale in scales.items() if not math.isfinite(scale)]:
+            raise CheckpointError(
+                f"the calibration of {self.network} has {self.amax[endless[0]]:g} as the largest input of {endless[0]}, "
+                "for which there is no scale; calibrate again with predict2-export calibrate, and if this stays look at "
+                "the checkpoint"
+            )
+        return scales
 
     def check(self, network: str, checkpoint_sha256: str, source: str) -> None:
         """Refuse what was measured on other weights.
@@ -86,10 +104,10 @@ def read_calibration(path: Path) -> Calibration:
             raise CheckpointError(
                 f"{path} is a calibration of format {values['format']} and this software reads {FORMAT}; calibrate again"
             )
-        amax = {str(name): float(value) for name, value in values.pop("amax").items()}
-        prompts, layers = (tuple(values.pop(name)) for name in ("prompts", "layers"))
-        return Calibration(amax=amax, prompts=prompts, layers=layers, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found: Calibration = read_typed(Calibration, values, "it")
+        check_margin(found.margin)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InvalidRequestError) as error:
         raise CheckpointError(
             f"{path} can't be read as a calibration ({error}); make one with predict2-export calibrate"
         ) from error

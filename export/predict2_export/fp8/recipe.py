@@ -11,18 +11,28 @@ from torch import nn
 
 from predict2_export.checkpoint.fp8 import quantized
 from predict2_export.checkpoint.stored import StoredTensor
-from predict2_export.installation import Report, check_files, digest
+from predict2_export.installation import (
+    Report,
+    Stamps,
+    check_files,
+    check_unchanged,
+    digest,
+    stamps,
+)
 from predict2_export.networks.fp8 import quantize_linears
 from predict2_export.recipes import Recipe
 from predict2_export.toy import whole_file
 from predict2_export.verify import Limits
+from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import CheckpointError, InvalidRequestError
 from predict2_spec.networks import DitSpec
 from predict2_spec.presets import Preset
 
 from .calibrate import DENOISERS, Measurement, calibrate
 from .calibration import Calibration, read_calibration
-from .layers import DEFAULT_LAYERS, Fp8Layers
+from .layers import DEFAULT_LAYERS, Fp8Layers, candidates
+
+_FILE = "calibration.json"  # in an engine's folder
 
 # Engine and module differ as float32 does, by some 1e-6. Where that carries a number over the middle between two e4m3
 # codes it moves by up to an eighth, and so do others after it. Of the toy's answers to 48 random inputs the furthest
@@ -36,6 +46,8 @@ class Fp8Recipe(Recipe):
 
     exact: Recipe = field(kw_only=True)
     input_scales: Mapping[str, float] = field(kw_only=True)  # of every layer in FP8
+    calibration: Calibration = field(kw_only=True)  # that these are of; it names the layers too
+    measured: Stamps = field(kw_only=True)  # of the files whose digest the calibration has
 
     @property
     def choices(self) -> str:
@@ -43,8 +55,18 @@ class Fp8Recipe(Recipe):
         return f"{super().choices} {dict(self.input_scales)}"
 
     def weights(self) -> dict[str, StoredTensor]:
-        """The values of the module's parameters, rounded to FP8 when they are read."""
+        """The values of the module's parameters, rounded to FP8 when they are read.
+
+        Raises:
+            CheckpointError: a file is damaged, holds other weights, or isn't any more what was measured.
+        """
+        check_unchanged(self.measured)
         return quantized(self.exact.weights(), self.input_scales)
+
+    def write_beside(self, engine: Path) -> None:
+        """Also the calibration, from which `installed_recipe` makes the same again."""
+        super().write_beside(engine)
+        (engine / _FILE).write_text(self.calibration.to_json(), encoding="utf-8")
 
 
 def fp8_recipe(exact: Recipe, calibration: Calibration, layers: Fp8Layers, source: str) -> Fp8Recipe:  # fmt: skip
@@ -60,8 +82,7 @@ def fp8_recipe(exact: Recipe, calibration: Calibration, layers: Fp8Layers, sourc
         CheckpointError: the calibration is another network's or says too little.
         InvalidRequestError: the choice of layers doesn't fit the network.
     """
-    assert isinstance(exact.spec, DitSpec)
-    return _fp8_recipe(exact, calibration, layers.names(exact.spec), source)
+    return _fp8_recipe(exact, calibration, layers.names(_spec(exact)), source)
 
 
 def installed_recipe(exact: Recipe, repository: Path) -> Fp8Recipe:
@@ -74,8 +95,13 @@ def installed_recipe(exact: Recipe, repository: Path) -> Fp8Recipe:
     Raises:
         CheckpointError: its calibration is missing or damaged, or the denoiser has other weights now.
     """
-    path = _kept(repository, exact)
+    path = repository / exact.network / VERSION_FOLDER / _FILE
     calibration = read_calibration(path)
+    unknown = set(calibration.layers) - set(candidates(_spec(exact)))
+    if unknown or not calibration.layers:
+        raise CheckpointError(
+            f"{path} names {min(unknown, default='no layer')!r:.80} as in FP8, which {exact.network} hasn't; build it again"
+        )
     return _fp8_recipe(exact, calibration, calibration.layers, str(path))
 
 
@@ -86,6 +112,7 @@ def _kept(repository: Path, recipe: Recipe) -> Path:
 def _fp8_recipe(
     exact: Recipe, calibration: Calibration, names: Sequence[str], source: str
 ) -> Fp8Recipe:
+    measured = stamps(exact.weight_files)
     calibration.check(exact.network, digest(exact.weight_files), source)
     same = {f.name: getattr(exact, f.name) for f in fields(exact)}
     own = {
@@ -94,6 +121,8 @@ def _fp8_recipe(
         "precision": "fp8",
         "exact": exact,
         "input_scales": calibration.input_scales(names),
+        "calibration": replace(calibration, layers=tuple(names)),
+        "measured": measured,
     }
     return Fp8Recipe(**(same | own))
 
@@ -109,6 +138,7 @@ class Fp8Choice:
     how: Measurement  # used where no calibration is given
     layers: Fp8Layers = DEFAULT_LAYERS
     calibrations: tuple[Path, ...] = ()  # each says which denoiser it is of
+    as_asked: bool = False  # `how` is the owner's wish: what was measured otherwise won't do
 
 
 def fp8_recipes(
@@ -140,16 +170,20 @@ def fp8_recipes(
         recipe.check_lowerable()
     check_files(preset, wanted)
     given = _given(choice.calibrations, [recipe.network for recipe in wanted])
+    if choice.as_asked and wanted and given.keys() == {recipe.network for recipe in wanted}:
+        raise InvalidRequestError(
+            "--calibration-prompts and --calibration-margin say how to measure, and every denoiser that is built has a "
+            "--calibration; drop one or the other"
+        )
     made: dict[str, Recipe] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for recipe in wanted:
         calibration, source = given.get(recipe.network) or _own(
-            preset, found, recipe, choice.how, folder, report
+            preset, found, recipe, choice, folder, report
         )
         fp8 = fp8_recipe(recipe, calibration, choice.layers, source)
-        beside = replace(calibration, layers=tuple(fp8.input_scales))
-        with whole_file(_kept(folder, recipe)) as part:
-            part.write_text(beside.to_json(), encoding="utf-8")
+        with whole_file(_kept(folder, recipe)) as part:  # for the next build
+            part.write_text(replace(calibration, layers=()).to_json(), encoding="utf-8")
         made[recipe.network] = fp8
     return [made.get(recipe.network, recipe) for recipe in found]
 
@@ -172,15 +206,23 @@ def _own(
     preset: Preset,
     found: Sequence[Recipe],
     recipe: Recipe,
-    how: Measurement,
+    choice: Fp8Choice,
     folder: Path,
     report: Report,
 ) -> tuple[Calibration, str]:
     """A calibration made here before, or made now."""
     path = _kept(folder, recipe)
-    with suppress(CheckpointError):  # damaged or of another format: as if it weren't there
+    with suppress(CheckpointError):  # damaged, or of other weights: as if it weren't there
         kept = read_calibration(path)
-        asked = (digest(recipe.weight_files), how.prompts, how.num_steps, how.margin)
-        if asked == (kept.checkpoint_sha256, kept.prompts, kept.num_steps, kept.margin):
+        kept.check(recipe.network, digest(recipe.weight_files), str(path))
+        kept.input_scales(choice.layers.names(_spec(recipe)))
+        how = choice.how
+        asked = (how.prompts, how.num_steps, how.margin)
+        if not choice.as_asked or asked == (kept.prompts, kept.num_steps, kept.margin):
             return kept, str(path)
-    return calibrate(preset, found, recipe.network, how, report), str(path)
+    return calibrate(preset, found, recipe.network, choice.how, report), str(path)
+
+
+def _spec(recipe: Recipe) -> DitSpec:
+    assert isinstance(recipe.spec, DitSpec)
+    return recipe.spec

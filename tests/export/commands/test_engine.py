@@ -169,7 +169,10 @@ def test_a_machine_without_tensorrt_is_told_what_to_install(tmp_path, run):
         (("--plugins", "load"), "tensorrt_rtx has no plugins"),
         (("--timing-cache", "x"), "tensorrt_rtx has no timing cache"),
         (("--refit",), "one GPU at a time"),
-        (("--workspace", "0"), "workspace of 0 bytes"),
+        *[
+            (("--workspace", size), f"--workspace {size} must be more than 0 and at most")
+            for size in ("0", "-1", "nan", "inf", "1e-30", "1e+30")
+        ],
         (("--cuda-graphs", "-1"), "--cuda-graphs -1 must be 0 or more"),
         (("--random-weights", "--lora", "x"), "drop one or the other"),
         (("--skip-guardrail-video", "--only", "guardrail_video"), "leave nothing to build"),

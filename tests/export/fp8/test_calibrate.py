@@ -150,8 +150,20 @@ def test_prompts_ship_for_the_toy_and_for_all_others(tmp_path):
     path.write_text("  one prompt \n\nanother\n")
     assert read_prompts(TOY, path) == ("one prompt", "another")
     path.write_text("\n")
-    with pytest.raises(InvalidRequestError, match=r"own\.txt has no prompts; write one a line"):
+    with pytest.raises(InvalidRequestError, match=r"own\.txt has no prompts; write 1 to 1024"):
         read_prompts(TOY, path)
+    path.write_text("a red ball\n" * 1025)
+    with pytest.raises(InvalidRequestError, match=r"own\.txt has 1025 prompts; write 1 to 1024"):
+        read_prompts(TOY, path)
+    path.write_bytes(b"a red \xff\xfe")
+    with pytest.raises(InvalidRequestError, match=r"own\.txt isn't text in UTF-8 .*at byte 6"):
+        read_prompts(TOY, path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_machine_without_a_gpu_says_so_before_it_measures(toy_recipes, how):
+    with pytest.raises(InvalidRequestError, match="torch finds no GPU here to measure on"):
+        calibrate(TOY, toy_recipes, "text2image_denoiser", replace(how, device="cuda"), print)
 
 
 def test_a_margin_that_makes_no_sense_is_refused():

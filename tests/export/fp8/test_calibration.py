@@ -44,8 +44,20 @@ def test_the_margin_is_added_to_the_largest_value():
 def test_a_layer_that_was_not_measured_is_named():
     with pytest.raises(CheckpointError, match=r"says nothing of 1 layers, such as blocks\.9\.mlp\.layer1; calibrate again"):  # fmt: skip
         CALIBRATION.input_scales(["blocks.1.mlp.layer1", "blocks.9.mlp.layer1"])
-    broken = replace(CALIBRATION, amax={"blocks.1.mlp.layer1": float("nan")})
-    with pytest.raises(CheckpointError, match="says nothing of 1 layers"):
+
+
+@pytest.mark.parametrize(
+    ("amax", "told"),
+    [
+        (float("nan"), "says nothing of 1 layers"),
+        (-4.0, "says nothing of 1 layers"),  # which would become the scale of nothing but zeros
+        (float("inf"), "has inf as the largest input of blocks"),
+        (1e300, r"has 1e\+300 as the largest input of blocks"),
+    ],
+)
+def test_a_largest_value_that_gives_no_scale_is_refused(amax, told):
+    broken = replace(CALIBRATION, amax={"blocks.1.mlp.layer1": amax})
+    with pytest.raises(CheckpointError, match=told):
         broken.input_scales(["blocks.1.mlp.layer1"])
 
 
@@ -65,6 +77,12 @@ def test_other_weights_are_refused():
         ({"amax": {"a": "x"}}, "can't be read as a calibration"),
         ({"unknown": 1}, "can't be read as a calibration"),
         ({"prompts": None}, "can't be read as a calibration"),
+        ({"prompts": "a red ball"}, "can't be read as a calibration"),
+        ({"checkpoint_sha256": None}, "can't be read as a calibration"),
+        ({"margin": "0.1"}, "can't be read as a calibration"),
+        ({"margin": -3}, "margin -3 must be between 0 and 1"),
+        ({"margin": float("nan")}, "margin nan must be between 0 and 1"),
+        ({"layers": [3]}, "can't be read as a calibration"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, told):

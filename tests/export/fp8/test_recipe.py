@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The toy's denoiser at the level fp8, from measurement to a served engine."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from predict2_export.fp8.layers import DEFAULT_LAYERS, Fp8Layers
 from predict2_export.fp8.recipe import FP8, Fp8Choice, fp8_recipe, fp8_recipes, installed_recipe
 from predict2_export.installation import recipe_key
 from predict2_export.networks.fp8 import Fp8Linear
+from predict2_export.recipes import recipes
 from predict2_export.toy import TRAINED
 from predict2_export.toyworld.checkpoint import load_networks
 from predict2_export.toyworld.drift import drift
@@ -141,7 +143,7 @@ def test_the_wrong_scale_in_one_layer_is_found(repository, recipe):
 
 
 def test_a_measurement_is_kept_and_used_again(toy_recipes, how, tmp_path):
-    choice, lines = Fp8Choice(how), []
+    choice, lines = Fp8Choice(how, as_asked=True), []
     make = (TOY, toy_recipes, choice, tmp_path / "served", lines.append)
     first = fp8_recipes(*make, only=STAGE)
     assert any("measured" in line for line in lines)
@@ -156,6 +158,17 @@ def test_a_measurement_is_kept_and_used_again(toy_recipes, how, tmp_path):
     fp8_recipes(*make, only=STAGE)
     assert any("measured" in line for line in lines)  # what was asked for has another margin
     lines.clear()
+    path.write_text(path.read_text().replace('"margin": 0.1', '"margin": 0.2'))
+    fp8_recipes(TOY, toy_recipes, replace(choice, as_asked=False), *make[3:], only=STAGE)
+    assert not lines  # nobody asked for another
+    for damage in (
+        "{",
+        path.read_text().replace('"blocks.1.mlp.layer1": ', '"blocks.1.mlp.layer1": -'),
+    ):
+        path.write_text(damage)
+        fp8_recipes(*make, only=STAGE)
+        assert any("measured" in line for line in lines)
+        lines.clear()
     path.write_text("{")
     fp8_recipes(*make, only=STAGE)
     assert any("measured" in line for line in lines)
@@ -169,6 +182,50 @@ def test_an_engine_can_be_made_again_from_what_lies_beside_it(repository, exact,
     folder = repository / STAGE / "1"
     manifest = compare(folder, again, Choices(onnxruntime=False), lambda line: None)
     assert manifest.verification["main"].cosine >= FP8.min_cosine
+
+
+def test_an_engine_keeps_its_calibration_when_a_build_after_it_stops_half_way(
+    repository, choice, exact, monkeypatch, tmp_path
+):
+    served = tmp_path / "toy"
+    shutil.copytree(repository, served)
+    before = installed_recipe(exact, served).choices
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("predict2_export.build.write_onnx", interrupted)
+    fewer = replace(choice, layers=Fp8Layers(patterns=("mlp.*",)))
+    with pytest.raises(KeyboardInterrupt):
+        build(TOY, TRAINED, TEMPLATES, served, lambda line: None, only=STAGE, fp8=fewer)
+    assert installed_recipe(exact, served).choices == before
+
+
+@pytest.mark.parametrize("layers", [[], ["blocks.1.mlp.layer9"], ["blocks.1"]])
+def test_an_engines_calibration_edited_by_hand_is_refused(repository, exact, tmp_path, layers):
+    served = tmp_path / "toy"
+    shutil.copytree(repository, served)
+    path = served / STAGE / "1" / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": layers}))
+    with pytest.raises(CheckpointError, match=rf"as in FP8, which {STAGE} hasn't; build it again"):
+        installed_recipe(exact, served)
+
+
+def test_weights_that_change_after_they_were_measured_are_not_built(tmp_path, choice, toy_recipes):
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(TRAINED, checkpoints)
+    (exact,) = (r for r in recipes(TOY, checkpoints) if r.network == STAGE)
+    (recipe,) = (r for r in fp8_recipes(TOY, [exact], choice, tmp_path / "toy", print, only=STAGE))
+    recipe.weights()
+    exact.checkpoint.touch()
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        recipe.weights()
+
+
+def test_wishes_for_a_measurement_that_nobody_makes_are_refused(toy_recipes, choice, tmp_path):
+    asked = replace(choice, as_asked=True)
+    with pytest.raises(InvalidRequestError, match="every denoiser that is built has a --calibration"):  # fmt: skip
+        fp8_recipes(TOY, toy_recipes, asked, tmp_path / "toy", print, only=STAGE)
 
 
 def test_a_calibration_of_no_stage_that_is_built_is_refused(toy_recipes, choice, tmp_path):
