@@ -16,7 +16,7 @@ from torch import nn
 
 from predict2_runtime.engines import open_engine
 from predict2_runtime.engines.onnxruntime import open_onnxruntime
-from predict2_spec.errors import CheckpointError
+from predict2_spec.errors import CheckpointError, InvalidRequestError
 from predict2_spec.manifest import Manifest, Verification
 
 from .installation import describe_files, digest, write_manifest
@@ -54,10 +54,15 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
         The manifest, as written.
 
     Raises:
+        InvalidRequestError: there is no such device.
         EngineMismatchError: the engine can't be run on this machine.
         CheckpointError: it was made from other weights than the recipe's.
         VerificationError: an answer is too far from the reference; the manifest stays as it was.
     """
+    if choices.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequestError(
+            "torch finds no GPU here to run the module on; drop --device cuda and give the CPU time"
+        )
     # Refuses at once what this machine can't run, and goes again: the module needs the room.
     manifest = open_engine(folder, recipe.network).manifest
     _free()

@@ -23,6 +23,7 @@ from predict2_spec.presets import Preset
 
 from .recipes import Recipe
 from .to_onnx import describe
+from .toy import whole_file
 
 Report = Callable[[str], None]  # is told one line of progress
 _LOWERING = ("checkpoint", "networks", "recipes.py", "to_onnx.py")  # code that shapes every engine
@@ -169,8 +170,9 @@ def describe_files(path: Path) -> Graph:
 
 
 def write_manifest(engine: Path, manifest: Manifest) -> None:
-    """Write `manifest` beside the engine's files."""
-    (engine / MANIFEST_FILE).write_text(manifest.to_json())
+    """Write `manifest` beside the engine's files; one that is there stays until the new one is whole."""
+    with whole_file(engine / MANIFEST_FILE) as part:
+        part.write_text(manifest.to_json(), encoding="utf-8")
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

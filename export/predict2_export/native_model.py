@@ -6,6 +6,7 @@ such as a text encoder for prompts that are tokenized elsewhere, and for measuri
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from predict2_runtime.engines import read_manifest
@@ -108,4 +109,4 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        target.write_bytes(source.read_bytes())
+        shutil.copyfile(source, target)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installed engines against torch: on an engine that runs here, and on one in bfloat16 that torch plays."""
 
+import errno
 import shutil
 import weakref
 from dataclasses import replace
@@ -13,12 +14,13 @@ import torch
 from predict2_export import comparison
 from predict2_export.build import build
 from predict2_export.comparison import Choices, compare, limits_beside
+from predict2_export.installation import write_manifest
 from predict2_export.networks.export_graph import ExportGraph
 from predict2_export.recipes import recipes
 from predict2_export.toy import write_toy_checkpoint
 from predict2_export.verify import Distance, distance, run_module
 from predict2_runtime.engines import InstalledEngine, read_manifest
-from predict2_spec.errors import CheckpointError, VerificationError
+from predict2_spec.errors import CheckpointError, InvalidRequestError, VerificationError
 from predict2_spec.manifest import MANIFEST_FILE, Range
 from predict2_spec.presets import TOY
 
@@ -98,6 +100,24 @@ def test_an_engine_with_other_numbers_is_reported_and_its_manifest_stays(engine,
     with pytest.raises(VerificationError, match=r"text2image_denoiser/main: .* build it again"):
         compare(engine, recipe, Choices(), lambda line: None)
     assert (engine / MANIFEST_FILE).read_text() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(engine, recipe):
+    with pytest.raises(InvalidRequestError, match=r"finds no GPU here .* drop --device cuda"):
+        compare(engine, recipe, Choices(device="cuda"), lambda line: None)
+
+
+def test_a_manifest_that_cannot_be_written_anew_stays(engine, monkeypatch):
+    def full(path, text, **options):
+        path.write_bytes(text.encode()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = read_manifest(engine)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(engine, replace(before, verification={}))
+    assert read_manifest(engine) == before
 
 
 def test_an_engine_of_other_weights_is_not_compared(engine, recipe, tmp_path):

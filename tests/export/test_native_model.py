@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
@@ -77,6 +79,17 @@ def test_free_dims_are_free_in_the_configuration(tmp_path):
     config = parsed(install_native(installed(tmp_path, manifest), "text2image_denoiser"))
     assert list(config.input[0].dims) == [16, -1, -1, -1]
     assert config.max_batch_size == 2
+
+
+def test_a_plan_is_copied_where_nothing_can_be_linked(tmp_path, monkeypatch):
+    def refused(*paths):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.delattr(Path, "read_bytes")  # it may be larger than memory
+    folder = install_native(installed(tmp_path, MANIFEST), "text_encoder")
+    monkeypatch.undo()
+    assert (folder / "1" / "model.plan").read_bytes() == b"plan"
 
 
 def test_installing_again_replaces_the_model(tmp_path):
