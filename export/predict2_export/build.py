@@ -29,7 +29,7 @@ from .installation import (
 from .layouts import located
 from .recipes import PostTrained, Recipe, recipes
 from .to_onnx import check_disk, write_onnx
-from .torch_build import STAGES, TorchChoices, build_torch_stage
+from .torch_build import TorchChoices, build_torch_stage, in_torch
 from .verify import Answer, answer, verify
 
 KIND = "onnxruntime"
@@ -49,7 +49,7 @@ def build(  # noqa: PLR0913  # the last seven are the owner's choices, with defa
     trust_torchscript: bool = False,
     guard_frames: bool = True,
     fp8: Fp8Choice | None = None,
-    in_torch: TorchChoices | None = None,
+    torch_choices: TorchChoices | None = None,
 ) -> None:
     """Make `output` a repository that serves `preset`.
 
@@ -68,7 +68,7 @@ def build(  # noqa: PLR0913  # the last seven are the owner's choices, with defa
         trust_torchscript: run the programs of checkpoints that are programs.
         guard_frames: False leaves out the stage that looks at frames, also where it was built before.
         fp8: how to make the denoisers of the level fp8; None is the level exact.
-        in_torch: how to make engines of torch of the stages that have one; None makes all for ONNX Runtime.
+        torch_choices: how to make engines of torch of the stages that have one; None makes all for ONNX Runtime.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds other weights.
@@ -90,17 +90,17 @@ def build(  # noqa: PLR0913  # the last seven are the owner's choices, with defa
         templates,
         output,
         report,
-        partial(_build_either, preset, templates, output, in_torch),
+        partial(_build_either, preset, templates, output, torch_choices),
         only=only,
         guard_frames=guard_frames,
     )
 
 
 def _build_either(
-    preset: Preset, templates: Path, output: Path, in_torch: TorchChoices | None, recipe: Recipe, tell: Report
+    preset: Preset, templates: Path, output: Path, choices: TorchChoices | None, recipe: Recipe, tell: Report
 ) -> None:  # fmt: skip
-    if in_torch and recipe.network in STAGES:
-        build_torch_stage(preset, templates, output, in_torch, recipe, tell)
+    if choices and in_torch(recipe):
+        build_torch_stage(preset, templates, output, choices, recipe, tell)
     else:
         _build_stage(preset, templates, output, recipe, tell)
 

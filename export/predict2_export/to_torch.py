@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,11 +49,19 @@ def describe_graph(graph: ExportGraph, path: Path, dtype: torch.dtype) -> Graph:
         inputs={
             name: _describe(example, dtype, free)
             for name, example, free in zip(
-                graph.input_names, graph.args, graph.dynamic_shapes, strict=True
+                graph.input_names, graph.args, _flat(graph.dynamic_shapes), strict=True
             )
         },
         outputs=dict.fromkeys(graph.output_names, _NAMES[dtype]),
     )
+
+
+def _flat(dynamic_shapes: tuple[Any, ...]) -> list[Any]:
+    """One entry an input; those of `*args` come as a tuple of their own."""
+    flat: list[Any] = []
+    for free in dynamic_shapes:
+        flat += free if isinstance(free, tuple) else [free]
+    return flat
 
 
 def _describe(example: torch.Tensor, dtype: torch.dtype, free: object) -> str:

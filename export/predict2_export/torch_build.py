@@ -9,8 +9,8 @@ import torch
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.manifest import Manifest
+from predict2_spec.networks import DitSpec, VaeSpec
 from predict2_spec.presets import Preset
-from predict2_spec.tensors import TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER
 
 from .build_options import this_gpu
 from .comparison import Choices, compare
@@ -31,7 +31,7 @@ from .to_onnx import check_disk
 from .to_torch import DTYPES, FILE, PRECISIONS, describe_graph, write_safetensors
 
 KIND = "torch"
-STAGES = (TEXT2IMAGE_DENOISER.name, VIDEO2WORLD_DENOISER.name)  # which the runtime has networks for
+_NETWORKS = (DitSpec, VaeSpec)  # that the runtime has in torch
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
 _CODE = ("to_torch.py",)  # that shapes these engines besides what shapes all
 
@@ -43,6 +43,11 @@ class TorchChoices:
     dtype: torch.dtype
     device: str  # cpu, or the GPU's architecture, such as sm90
     cuda_graphs: int = 0  # shapes whose launches are recorded
+
+
+def in_torch(recipe: Recipe) -> bool:
+    """Whether torch can run a stage; the others stay ONNX Runtime's."""
+    return isinstance(recipe.spec, _NETWORKS)
 
 
 def torch_choices(device: str, dtype: str = "", cuda_graphs: int = 0) -> TorchChoices:
@@ -75,7 +80,7 @@ def torch_choices(device: str, dtype: str = "", cuda_graphs: int = 0) -> TorchCh
 def build_torch_stage(  # the recipe and whom to tell come last, as `install` gives them
     preset: Preset, templates: Path, output: Path, choices: TorchChoices, recipe: Recipe, tell: Report
 ) -> None:  # fmt: skip
-    """Install one stage of `STAGES` in `output`, unless it is there.
+    """Install one stage that is `in_torch` in `output`, unless it is there.
 
     Raises:
         CheckpointError: the weights are damaged or another network's.

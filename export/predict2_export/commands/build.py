@@ -36,7 +36,7 @@ def _add_kind(parser: argparse.ArgumentParser) -> None:
         "--kind",
         default="onnxruntime",
         choices=["onnxruntime", "torch"],
-        help="what runs the engines; of torch are the denoisers, and ONNX Runtime runs the other stages on the CPU "
+        help="what runs the engines; with torch, ONNX Runtime still runs on the CPU what torch has no network for "
         "(%(default)s)",
     )
     parser.add_argument(
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path("build/served") / preset.name
     check_repository_flags(args)
     changed = post_trained(args, preset)
-    in_torch = _torch_choices(args)
+    choices = _torch_choices(args)
     from predict2_export.build import build  # as well; --help shouldn't
     from predict2_export.to_onnx import quiet_exporter
 
@@ -176,12 +176,12 @@ def run(args: argparse.Namespace) -> None:
         output,
         report,
         only=args.only,
-        device="cpu" if in_torch else args.device,
+        device="cpu" if choices else args.device,
         post_trained=changed,
         trust_torchscript=args.trust_torchscript,
         guard_frames=not args.skip_guardrail_video,
         fp8=fp8_choice(args, preset),
-        in_torch=in_torch,
+        torch_choices=choices,
     )
     if args.only:
         report(f"{args.only} is installed in {output}")

@@ -2,6 +2,7 @@
 """The measured engine: our networks in torch on an NVIDIA GPU, with our kernels; on a CPU in plain torch."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,17 +10,24 @@ from safetensors import SafetensorError, safe_open
 
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.manifest import Manifest
+from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import Preset, Task, find_preset
-from predict2_spec.tensors import TEXT2IMAGE_DENOISER, VIDEO2WORLD_DENOISER
+from predict2_spec.tensors import (
+    TEXT2IMAGE_DENOISER,
+    VAE_DECODER,
+    VAE_ENCODER,
+    VIDEO2WORLD_DENOISER,
+)
 
 from . import Engine, InstalledEngine
 from .fit import check_architecture, check_names
 from .torch_arrays import placement
 
 Read = Callable[[str], torch.Tensor]  # a weight by its name, on its device
-Graphs = dict[str, Engine]
+Graphs = dict[str, tuple[Engine, tuple[str, ...]]]  # with the names of their inputs
 
 
 def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
@@ -43,15 +51,15 @@ def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
     try:
         preset = find_preset(manifest.preset)
         with safe_open(path, framework="pt", device=str(device)) as file:
-            graphs, inputs = _NETWORKS[manifest.network](manifest, preset, file.get_tensor)
+            graphs = _NETWORKS[manifest.network](manifest, preset, file.get_tensor)
     except (SafetensorError, OSError, RuntimeError, InvalidRequestError) as error:
         raise EngineMismatchError(
             f"torch {torch.__version__} can't take {path} for {manifest.network} of preset {manifest.preset}: {error}. "
             f"Build it again: {manifest.rebuild_command}"
         ) from error
-    for name in graphs:
-        check_names(manifest, name, inputs[name])
-    return InstalledEngine(manifest, graphs, placement(device))
+    for name in manifest.graphs:
+        check_names(manifest, name, graphs[name][1])
+    return InstalledEngine(manifest, {k: graphs[k][0] for k in manifest.graphs}, placement(device))
 
 
 def _find_device(manifest: Manifest) -> torch.device:
@@ -68,9 +76,7 @@ def _find_device(manifest: Manifest) -> torch.device:
     return device
 
 
-def _denoiser(
-    manifest: Manifest, preset: Preset, read: Read
-) -> tuple[Graphs, dict[str, tuple[str, ...]]]:
+def _denoiser(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
     task: Task = "text2image" if manifest.network == TEXT2IMAGE_DENOISER.name else "video2world"
     spec = preset.dit(task)
     if spec.neighborhoods:
@@ -79,10 +85,23 @@ def _denoiser(
         )
     on_gpu = manifest.device != "cpu"
     engine = TorchDit(dit_weights(spec, read), manifest.cuda_graphs if on_gpu else 0)
-    return {"main": engine}, {"main": engine.inputs}
+    return {"main": (engine, engine.inputs)}
+
+
+def _vae(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
+    if not isinstance(preset.vae, VaeSpec):
+        raise InvalidRequestError("its image tokenizer is a program, which ONNX Runtime runs")
+    if manifest.network == VAE_ENCODER.name:
+        graph = partial(VaeGraph, encoder(preset.vae, read), encode, ("frames", "latents"))
+    else:
+        graph = partial(VaeGraph, decoder(preset.vae, read), decode, ("latents", "frames"))
+    first, following = graph(following=False), graph(following=True)
+    return {"first": (first, first.inputs), "next": (following, following.inputs)}
 
 
 _NETWORKS = {
+    VAE_ENCODER.name: _vae,
+    VAE_DECODER.name: _vae,
     TEXT2IMAGE_DENOISER.name: _denoiser,
     VIDEO2WORLD_DENOISER.name: _denoiser,
 }
