@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from predict2_export.cli import main
 from predict2_export.installation import write_manifest
 from predict2_export.native_model import install_native
 from predict2_spec.errors import InvalidRequestError
@@ -115,3 +116,27 @@ def test_what_the_backend_cannot_run_is_refused(tmp_path, changes, reason):
     with pytest.raises(InvalidRequestError, match=reason):
         install_native(repository, "text_encoder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ["one without no longer starts"]),
+        ({"plugins": {"Predict2Modulate": "1"}}, ["it needs Predict2Modulate: docs/tensorrt.md"]),
+        (
+            {
+                "plugins": {"Predict2Modulate": "1"},
+                "plugins_inside": True,
+                "version_compatible": True,
+            },
+            ["--backend-config=tensorrt,version-compatible=true"],
+        ),
+    ],
+)
+def test_the_command_says_what_a_server_needs(tmp_path, capsys, changes, told):
+    repository = installed(tmp_path, replace(MANIFEST, **changes))
+    assert main(["native", str(repository)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{repository / 'text_encoder_plan'} is there" in lines[0]
+    assert all(any(part in line for line in lines) for part in told)
+    assert ("it needs" in "".join(lines)) == (set(changes) == {"plugins"})

@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> None:
 
     folder = install_native(args.repository, args.stage)
     manifest = read_manifest(args.repository / args.stage / VERSION_FOLDER)
-    print(f"{folder} is there; a Triton with the TensorRT backend serves it")
+    print(
+        f"{folder} is there; a Triton with the TensorRT backend serves it, and one without no longer starts with this "
+        "repository"
+    )
     if manifest.plugins and not manifest.plugins_inside:
         print(
             f"it needs {', '.join(manifest.plugins)}: docs/tensorrt.md says how Triton loads them"
