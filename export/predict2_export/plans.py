@@ -124,9 +124,11 @@ def _build_stage(
     library = plugin_path(major(module)) if options.plugins != "none" else None
     chosen = f"{options} {choices.dtype} {choices.extent} {choices.cuda_graphs} {digest([library]) if library else ''}"
     key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
-    if _is_current(output / name / VERSION_FOLDER, name, key):
+    there = output / name / VERSION_FOLDER
+    if _is_current(there, preset, name, key):
         copy_model(templates / name, output / name)
         tell("already built from this checkpoint, kept")
+        _keep_missing_onnx(recipe, list(read_manifest(there).graphs), choices, tell)
         return
     with replacing(output / name) as folder:
         copy_model(templates / name, folder)
@@ -166,9 +168,10 @@ def _make_plans(
     plugins: dict[str, str] = {}
     for name in graphs:
         with _onnx_folder(engine, choices.keep_onnx) as folder:
-            source = folder / f"{recipe.network}.{name}.onnx"
+            source = folder / _onnx_name(recipe, name)
             tell(f"lowering {name} to ONNX")
             write_onnx(graphs[name], source, network, weights, tell)
+            source = _kept(source, choices.keep_onnx)
             made[name], used = _make_plan(preset, recipe, name, source, engine, choices, tell)
             plugins |= used
     return made, plugins
@@ -212,24 +215,56 @@ def _make_plan(
     return graph, plugins
 
 
+def _onnx_name(recipe: Recipe, graph: str) -> str:
+    return f"{recipe.network}.{graph}.onnx"
+
+
+def _keep_missing_onnx(
+    recipe: Recipe, names: Sequence[str], choices: PlanChoices, tell: Report
+) -> None:
+    """Lower what shall be kept and isn't there, for plans that needn't be built."""
+    keep = choices.keep_onnx
+    if not keep or all((keep / _onnx_name(recipe, name)).is_file() for name in names):
+        return
+    weights = recipe.weights()
+    network, graphs = recipe.lowerable(getattr(torch, _dtype(recipe, choices)))
+    for name in names:
+        with _onnx_folder(keep, keep) as folder:
+            tell(f"lowering {name} to ONNX, to keep it")
+            source = folder / _onnx_name(recipe, name)
+            write_onnx(graphs[name], source, network, weights, tell)
+            _kept(source, keep)
+
+
 @contextmanager
 def _onnx_folder(engine: Path, keep: Path | None) -> Iterator[Path]:
-    """Where to lower a graph to; vanishes with its file unless it is to be kept."""
+    """Where to lower a graph to; vanishes with what is in it. On the disk where files are to be kept."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-        yield keep
-        return
-    with tempfile.TemporaryDirectory(dir=engine) as folder:
+    with tempfile.TemporaryDirectory(dir=keep or engine) as folder:
         yield Path(folder)
 
 
-def _is_current(engine: Path, network: str, key: str) -> bool:
-    """Whether these very plans are there, verified or not; only their GPU can open them."""
+def _kept(source: Path, keep: Path | None) -> Path:
+    """An ONNX file that is whole, where it is to be kept, and its weights beside it."""
+    if not keep:
+        return source
+    for file in sorted(source.parent.iterdir(), reverse=True):  # the graph last
+        file.rename(keep / file.name)
+    return keep / source.name
+
+
+def _is_current(engine: Path, preset: Preset, network: str, key: str) -> bool:
+    """Whether these very plans are there, verified or not; only their GPU can open them.
+
+    Two presets may share a network and tune it for other sizes.
+    """
     try:
         manifest = read_manifest(engine)
     except EngineMismatchError:
         return False
     files = ((engine / graph.file, graph.size_bytes) for graph in manifest.graphs.values())
-    return (manifest.network, manifest.recipe) == (network, key) and all(
+    found = (manifest.preset, manifest.network, manifest.recipe)
+    return found == (preset.name, network, key) and all(
         path.is_file() and path.stat().st_size == size for path, size in files
     )

@@ -139,8 +139,7 @@ def run(args: argparse.Namespace) -> None:
     """Build, with a line of progress for every step."""
     preset = find_preset(args.preset)
     check_repository_flags(args)
-    if args.cuda_graphs < 0:
-        raise InvalidRequestError(f"--cuda-graphs {args.cuda_graphs} must be 0 or more")
+    _check_flags(args)
     from predict2_export.plans import PlanChoices, build_plans  # torch takes seconds to load
     from predict2_export.to_onnx import quiet_exporter
 
@@ -176,6 +175,18 @@ def run(args: argparse.Namespace) -> None:
         report(f"not compared with torch yet; do that where the GPU is: {_verify(args, output)}")
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse before any work what would fail after it."""
+    if args.cuda_graphs < 0:
+        raise InvalidRequestError(f"--cuda-graphs {args.cuda_graphs} must be 0 or more")
+    if args.keep_onnx and args.keep_onnx.exists() and not args.keep_onnx.is_dir():
+        raise InvalidRequestError(f"--keep-onnx {args.keep_onnx} is a file; name a folder")
+    if args.timing_cache and args.timing_cache.is_dir():
+        raise InvalidRequestError(
+            f"--timing-cache {args.timing_cache} is a folder; name a file in it"
+        )
+
+
 def _options(args: argparse.Namespace) -> "BuildOptions":
     """What the flags want of the plans.
 
@@ -206,10 +217,6 @@ def _options(args: argparse.Namespace) -> "BuildOptions":
         optimization_level=args.optimization_level,
         fixed_memory=args.cuda_graphs > 0,
     )
-    if args.timing_cache and args.timing_cache.is_dir():
-        raise InvalidRequestError(
-            f"--timing-cache {args.timing_cache} is a folder; name a file in it"
-        )
     check_options(options, module, timing_cache=args.timing_cache is not None, gpu=bool(here))
     return options
 

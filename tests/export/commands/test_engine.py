@@ -105,6 +105,28 @@ def test_a_verification_outlives_a_run_that_keeps_the_plan(own_plans, run):
     assert manifest(repository).verification["main"].cosine == 1.0
 
 
+def test_onnx_files_can_be_had_after_the_plans_are_built(own_plans, run):
+    repository, argv = own_plans
+    before = manifest(repository)
+    onnx = argv[argv.index("--keep-onnx") + 1]
+    code, said = run(*argv)
+    assert (code, "kept" in said, "building" in said) == (0, True, False), said
+    names = [f"{STAGE}.main.onnx", f"{STAGE}.main.onnx.data"]
+    assert sorted(path.name for path in onnx.iterdir()) == names
+    assert manifest(repository) == before
+    code, said = run(*argv)
+    assert (code, "lowering" in said) == (0, False), said
+
+
+def test_plans_of_another_preset_arent_kept_as_they_are_for_other_sizes(own_plans, run):
+    repository, argv = own_plans
+    path = repository / STAGE / "1" / "manifest.json"
+    path.write_text(path.read_text().replace('"preset": "toy"', '"preset": "2b-480p-16fps"'))
+    code, said = run(*argv)
+    assert (code, "building main" in said) == (0, True), said
+    assert manifest(repository).preset == "toy"
+
+
 def test_other_choices_make_other_plans(own_plans, run):
     repository, argv = own_plans
     before = manifest(repository)
@@ -175,6 +197,8 @@ def test_a_machine_without_tensorrt_is_told_what_to_install(tmp_path, run):
         ],
         (("--cuda-graphs", "-1"), "--cuda-graphs -1 must be 0 or more"),
         (("--random-weights", "--lora", "x"), "drop one or the other"),
+        (("--keep-onnx", __file__), "is a file; name a folder"),
+        (("--timing-cache", Path(__file__).parent), "is a folder; name a file in it"),
         (("--skip-guardrail-video", "--only", "guardrail_video"), "leave nothing to build"),
     ],
 )
