@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole generations at the real sizes, from random weights: the original's arithmetic in plain torch, eager and compiled.
+"""Whole generations at the real sizes, from random weights: in plain torch, eager and compiled, and in our torch engine.
 
-The yardstick that engines are held against in the same run. A solver step is one guided prediction and the update; all
+Plain torch is the original's arithmetic and the yardstick of the same run. A solver step is one guided prediction and the update; all
 steps of a generation cost the same, so a few are timed and a generation is their median times their number, and the
 VAE's decoding. Text encoder, guardrails and refiner are not in it.
 
@@ -9,9 +9,10 @@ python -m benchmarks.engines.bench_workloads [NAME...]
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
 from predict2_runtime.sampler import Guidance, Velocity, guided_x0, update
 from predict2_runtime.schedule import solver_steps
-from predict2_spec.networks import LATENT_CHANNELS
+from predict2_runtime.torch_networks.denoiser import TorchDit
+from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.vae import VaeGraph, decoder
+from predict2_runtime.torch_networks.vae import decode as run_decoder
+from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
 from predict2_spec.presets import Preset, Task, find_preset
 from predict2_spec.video import LatentShape, VideoShape
 
@@ -58,6 +63,10 @@ WORKLOADS = (
 )
 
 
+# (latents [B, 16, 1, h, w], what the chunk before left or None) -> (frames, what the next one needs)
+ChunkDecoder = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+
 def plain(dit: torch.nn.Module) -> Velocity:
     """A network in its own dtype between float32 states, as the original calls it."""
     dtype = next(dit.parameters()).dtype
@@ -89,33 +98,66 @@ def solver_step(
     return run
 
 
-def decode(vae: Vae, latent: LatentShape, device: str) -> Tensor:
+def decode(chunk_decoder: ChunkDecoder, latent: LatentShape, like: Tensor) -> Tensor:
     """All frames of a random clip, a latent frame at a time; the last frames come back."""
-    dtype, caches, frames = next(vae.parameters()).dtype, None, torch.empty(0)
+    caches, frames = None, torch.empty(0)
     shape = (1, LATENT_CHANNELS, 1, latent.height, latent.width)
     for _ in range(latent.frames):
-        chunk = torch.randn(shape, device=device, dtype=dtype)
-        frames, caches = vae.decode_chunk(chunk, caches)
+        frames, caches = chunk_decoder(like.new_empty(shape).normal_(), caches)
     return frames
 
 
-def measure(of: Workload, compiled: bool) -> None:
-    """Time a workload and record it."""
+def our_velocity(dit: torch.nn.Module, recorded: int = 0) -> Velocity:
+    """The torch engine with a network's weights, recording CUDA graphs of so many shapes."""
+    engine = TorchDit(dit_weights(dit.spec, dit.state_dict().__getitem__), recorded)
+
+    def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
+        given = dict(zip(engine.inputs, (latents, time, embeds, mask), strict=False))
+        return engine(given)["velocity"].float()
+
+    return velocity
+
+
+def our_decoder(vae: Vae, spec: VaeSpec) -> ChunkDecoder:
+    """The torch engine's decoder with a network's weights."""
+    half = decoder(spec, vae.state_dict().__getitem__)
+    first, following = (
+        VaeGraph(half, run_decoder, ("latents", "frames"), f) for f in (False, True)
+    )
+
+    def run(chunk: Tensor, caches: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = (first if caches is None else following)({"latents": chunk, **(caches or {})})
+        kept = {k.removeprefix("next_"): v for k, v in outputs.items() if k.startswith("next_")}
+        return outputs["frames"], kept
+
+    return run
+
+
+ENGINES: dict[str, tuple[Callable[[Dit], Velocity], Callable[[Vae, VaeSpec], ChunkDecoder]]] = {
+    "torch eager": (plain, lambda vae, _: vae.decode_chunk),
+    "torch.compile": (lambda dit: plain(torch.compile(dit)), lambda vae, _: vae.decode_chunk),
+    "torch engine": (our_velocity, our_decoder),
+    "torch engine, recorded": (lambda dit: our_velocity(dit, recorded=1), our_decoder),
+}
+
+
+def measure(of: Workload, name: str) -> None:
+    """Time a workload on one of the engines and record it."""
     preset = find_preset(of.preset)
     latent = of.latent(preset)
-    dit = Dit(preset.dit(of.task)).to("cuda", torch.bfloat16).eval().requires_grad_(False)
-    velocity = plain(torch.compile(dit) if compiled else dit)
-    run = solver_step(velocity, preset, of.task, latent, "cuda")
+    make_velocity, make_decoder = ENGINES[name]
     with torch.inference_mode():
+        dit = Dit(preset.dit(of.task)).to("cuda", torch.bfloat16).eval().requires_grad_(False)
+        run = solver_step(make_velocity(dit), preset, of.task, latent, "cuda")
         assert all(torch.isfinite(part).all() for part in run())
         steps = gpu_seconds(run, runs=TIMED_STEPS, warmup=1)
-        del run, velocity, dit
+        del run, dit
         vae = Vae(preset.vae).to("cuda", torch.bfloat16).eval()
-        decoding = median(gpu_seconds(lambda: decode(vae, latent, "cuda"), runs=2, warmup=1))
+        like, chunks = vae.conv2.weight, make_decoder(vae, preset.vae)
+        decoding = median(gpu_seconds(lambda: decode(chunks, latent, like), runs=2, warmup=1))
     count = len(solver_steps(NUM_STEPS))
     values = summary(steps)
     whole = count * values["median_s"] + decoding
-    name = "torch.compile" if compiled else "torch eager"
     note = f"{count} steps and {decoding:.2f} s of decoding: {whole:.2f} s; the original's page says {of.published_s} s"
     record(f"solver step, {of.name}, {name} bf16", COMMAND, {**values, "note": note})
 
@@ -125,8 +167,8 @@ def main() -> None:
     wanted = sys.argv[1:]
     for of in WORKLOADS:
         if not wanted or of.name in wanted:
-            for compiled in (False, True):
-                measure(of, compiled)
+            for name in ENGINES:
+                measure(of, name)
                 torch.compiler.reset()
                 torch.cuda.empty_cache()
 
