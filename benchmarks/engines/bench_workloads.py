@@ -122,7 +122,7 @@ def our_decoder(vae: Vae, spec: VaeSpec) -> ChunkDecoder:
     """The torch engine's decoder with a network's weights."""
     half = decoder(spec, vae.state_dict().__getitem__)
     first, following = (
-        VaeGraph(half, run_decoder, ("latents", "frames"), f) for f in (False, True)
+        VaeGraph(half, run_decoder, ("latents", "frames"), following=f) for f in (False, True)
     )
 
     def run(chunk: Tensor, caches: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
