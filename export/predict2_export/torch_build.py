@@ -9,7 +9,7 @@ import torch
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.manifest import Manifest
-from predict2_spec.networks import DitSpec, VaeSpec
+from predict2_spec.networks import DitSpec, TextEncoderSpec, VaeSpec
 from predict2_spec.presets import Preset
 
 from .build_options import this_gpu
@@ -31,7 +31,7 @@ from .to_onnx import check_disk
 from .to_torch import DTYPES, FILE, PRECISIONS, describe_graph, write_safetensors
 
 KIND = "torch"
-_NETWORKS = (DitSpec, VaeSpec)  # that the runtime has in torch
+_NETWORKS = (DitSpec, TextEncoderSpec, VaeSpec)  # that the runtime has in torch
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
 _CODE = ("to_torch.py",)  # that shapes these engines besides what shapes all
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.text_encoder import TorchTextEncoder, text_encoder_weights
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.manifest import Manifest
@@ -17,6 +18,7 @@ from predict2_spec.networks import VaeSpec
 from predict2_spec.presets import Preset, Task, find_preset
 from predict2_spec.tensors import (
     TEXT2IMAGE_DENOISER,
+    TEXT_ENCODER,
     VAE_DECODER,
     VAE_ENCODER,
     VIDEO2WORLD_DENOISER,
@@ -73,6 +75,8 @@ def _find_device(manifest: Manifest) -> torch.device:
     device = torch.device("cuda", torch.cuda.current_device())
     major, minor = torch.cuda.get_device_capability(device)
     check_architecture(manifest, f"sm{major}{minor}")
+    # Engines in float32 promise all its bits, of which torch's convolutions would drop 13.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -99,7 +103,13 @@ def _vae(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
     return {"first": (first, first.inputs), "next": (following, following.inputs)}
 
 
+def _text_encoder(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
+    engine = TorchTextEncoder(text_encoder_weights(preset.text_encoder, read))
+    return {"main": (engine, engine.inputs)}
+
+
 _NETWORKS = {
+    TEXT_ENCODER.name: _text_encoder,
     VAE_ENCODER.name: _vae,
     VAE_DECODER.name: _vae,
     TEXT2IMAGE_DENOISER.name: _denoiser,
