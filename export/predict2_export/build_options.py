@@ -17,6 +17,7 @@ Plugins = Literal["load", "serialize", "none"]
 PLUGINS: tuple[Plugins, ...] = get_args(Plugins)
 OPTIMIZATION_LEVELS = range(6)  # TensorRT's own
 _DEFAULT_LEVEL = 3  # TensorRT's own
+_OLDEST = (10, 15)  # TensorRT whose parser knows ONNX's Attention and RMSNormalization
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ def check_options(options: BuildOptions, module: ModuleType, *, timing_cache: bo
         )
     if options.flavour == "tensorrt_rtx":
         _check_rtx(options, timing_cache, gpu)
+    elif tuple(map(int, module.__version__.split(".")[:2])) < _OLDEST:
+        raise InvalidRequestError(
+            f"TensorRT {module.__version__} can't read these networks, as its parser lacks operators of theirs; install "
+            f"{'.'.join(map(str, _OLDEST))} or later"
+        )
     if options.plugins == "serialize" and not options.version_compatible:
         raise InvalidRequestError(
             "TensorRT puts plugins only into version-compatible plans; add --version-compatible, or load them with "

@@ -38,6 +38,21 @@ def check(options, module=V11, *, timing_cache=False, gpu=False):
     check_options(options, module, timing_cache=timing_cache, gpu=gpu)
 
 
+@pytest.mark.parametrize("version", ["10.13.3.9", "10.14.1.48", "9.3.0"])
+def test_a_tensorrt_whose_parser_lacks_operators_is_refused(version):
+    module = SimpleNamespace(__name__="tensorrt", __version__=version)
+    with pytest.raises(
+        InvalidRequestError, match=rf"^TensorRT {version} can't .*install 10\.15 or later"
+    ):
+        check(FULL, module)
+
+
+def test_later_ones_are_taken(rtx):
+    for version in ("10.15.1.29", "10.16.1.11", "11.0.0.114"):
+        check(FULL, SimpleNamespace(__name__="tensorrt", __version__=version))
+    check(RTX, rtx)  # which counts its own versions
+
+
 def test_rtx_builds_for_gpus_that_arent_there(rtx):
     assert {"sm80", "sm89", "sm120"} <= rtx_architectures(rtx).keys()
     assert find_architectures("tensorrt_rtx", ("sm120", "sm89", "sm120"), "") == ("sm120", "sm89")

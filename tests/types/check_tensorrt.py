@@ -65,7 +65,7 @@ def tensorrt(version):
 
 
 ALL = (
-    tensorrt("10.13.3.9"),  # the oldest that is supported
+    tensorrt("10.13.3.9"),  # the oldest that plugins compile for; building takes 10.15
     tensorrt("11.1.0.106"),
     Bindings(
         "tensorrt_rtx_cu13_bindings==1.7.1.116",

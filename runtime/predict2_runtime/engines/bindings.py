@@ -24,7 +24,7 @@ _MODULES = {
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 _ADVICE = {
-    "tensorrt": "pip install tensorrt, of 10.13 or later, or use NVIDIA's container",
+    "tensorrt": "pip install tensorrt, of 10.15 or later, or use NVIDIA's container",
     "tensorrt_rtx": "pip install 'cosmos-predict2-triton[tensorrt-rtx]'",
 }
 

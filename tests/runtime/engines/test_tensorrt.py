@@ -51,7 +51,7 @@ def test_an_engine_of_another_kind_of_machine_is_refused(rtx_folder, changes, me
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="it is installed")
 def test_bindings_that_are_not_installed_are_named_with_the_way_to_them(rtx_folder):
     message = (
-        "tensorrt can't be used here .*; pip install tensorrt, of 10.13 or later, or use NVIDIA's"
+        "tensorrt can't be used here .*; pip install tensorrt, of 10.15 or later, or use NVIDIA's"
     )
     with pytest.raises(EngineMismatchError, match=message):
         rtx_folder.open(kind="tensorrt")
