@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ONNX file as a plan of TensorRT or TensorRT-RTX, by their Python interface, which is the same for both."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -14,7 +15,7 @@ from predict2_kernels import plugin_path
 from predict2_runtime.engines.bindings import bindings, major
 from predict2_runtime.engines.plugins import NAMESPACE, registered
 from predict2_runtime.engines.tensorrt_log import tensorrt_log
-from predict2_spec.errors import EngineBuildError
+from predict2_spec.errors import EngineBuildError, in_words
 from predict2_spec.manifest import Range
 
 from .build_options import BuildOptions, rtx_architectures
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _TOLD_ERRORS = 3  # of a parser's; those after them follow from them
 
 
@@ -274,8 +276,11 @@ def _read_timing_cache(config: "trt.IBuilderConfig", path: Path | None) -> None:
 def _write_timing_cache(config: "trt.IBuilderConfig", path: Path | None) -> None:
     if path is None:
         return
-    with whole_file(path) as part:
-        part.write_bytes(config.get_timing_cache().serialize())
+    try:
+        with whole_file(path) as part:
+            part.write_bytes(config.get_timing_cache().serialize())
+    except OSError as error:  # the plan took long to build, and needs no cache
+        _log.warning("what TensorRT measured isn't kept: %s", in_words(error))
 
 
 def fused_nodes(path: Path) -> dict[str, str]:

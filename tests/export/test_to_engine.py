@@ -9,6 +9,7 @@ import sys
 import onnx
 import pytest
 
+from predict2_export import to_engine
 from predict2_export.build_options import BuildOptions
 from predict2_export.build_progress import Phases
 from predict2_export.profiles import free_dims, input_dims, profile
@@ -284,6 +285,21 @@ def test_too_small_a_workspace_is_refused_in_tensorrts_words(encoder, tmp_path):
     told = refused(encoder, tmp_path / "main.plan", shapes(encoder), options)
     assert "within workspace limit" in told
     assert "--workspace" in told
+
+
+def test_a_timing_cache_that_cant_be_written_costs_no_plan(tmp_path, caplog):
+    class Config:
+        def get_timing_cache(self):
+            return self
+
+        def serialize(self):
+            return b"times"
+
+    (tmp_path / "file").write_text("")
+    to_engine._write_timing_cache(Config(), tmp_path / "file" / "cache")
+    assert "isn't kept" in caplog.text
+    to_engine._write_timing_cache(Config(), tmp_path / "cache")
+    assert (tmp_path / "cache").read_bytes() == b"times"
 
 
 def test_memory_that_is_fixed_makes_another_plan(encoder, tmp_path):

@@ -2,6 +2,7 @@
 """`predict2-export build`: lower, verify and install every engine of a preset."""
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,4 +187,4 @@ def run(args: argparse.Namespace) -> None:
     if args.only:
         report(f"{args.only} is installed in {output}")
     else:
-        report(f"{output} is ready: predict2-serve {output}")
+        report(f"{output} is ready: predict2-serve {shlex.quote(str(output))}")

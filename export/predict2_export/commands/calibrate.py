@@ -2,6 +2,7 @@
 """`predict2-export calibrate`: measure a denoiser once, for FP8 engines that are built anywhere."""
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,5 @@ def run(args: argparse.Namespace) -> None:
     made = calibrate(preset, found, args.stage, measurement(args, preset), report)
     with whole_file(args.output) as part:
         part.write_text(made.to_json(), encoding="utf-8")
-    report(f"{args.output} is for predict2-export build --level fp8 --calibration {args.output}")
+    path = shlex.quote(str(args.output))
+    report(f"{args.output} is for predict2-export build --level fp8 --calibration {path}")

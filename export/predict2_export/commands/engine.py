@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -280,5 +281,11 @@ def _logged(path: Path) -> Iterator[None]:
 
 def _verify(args: argparse.Namespace, output: Path) -> str:
     """The command that compares the plans."""
-    only = f" --only {args.only}" if args.only else ""
-    return f"predict2-export verify {output} --checkpoints {args.checkpoints}{only}"
+    words = ["predict2-export", "verify", output, "--checkpoints", args.checkpoints]
+    for flag, values in (("--dit-path", args.dit_path), ("--lora", args.lora)):
+        words += [word for value in values for word in (flag, value)]
+    words += ["--load-ema"] if args.load_ema else []
+    words += [] if args.lora_alpha is None else ["--lora-alpha", args.lora_alpha]
+    words += ["--trust-torchscript"] if args.trust_torchscript else []
+    words += ["--only", args.only] if args.only else []
+    return shlex.join(map(str, words))

@@ -2,6 +2,7 @@
 """`predict2-export engine` as people use it, with TensorRT-RTX, whose builder needs no GPU."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,19 @@ def test_nothing_but_what_is_served_is_installed(toy_plans):
 def test_a_plan_isnt_verified_where_it_is_built_and_the_command_says_where_to(toy_plans):
     assert not manifest(toy_plans.repository).verification
     assert f"predict2-export verify {toy_plans.repository} --checkpoints" in toy_plans.said
+
+
+def test_the_command_that_compares_can_be_typed_as_it_is_said(tmp_path, run):
+    pytest.importorskip("tensorrt_rtx_bindings", reason="it builds the plan")
+    checkpoints = tmp_path / "my toy's files"
+    write_toy_checkpoint(checkpoints)
+    code, said = run(
+        "--flavour", "tensorrt_rtx", "--gpu-arch", "sm120", "--only", STAGE,
+        "--checkpoints", checkpoints, "--output", tmp_path / "die Bälle",
+    )  # fmt: skip
+    assert code == 0, said
+    command = shlex.split(said[said.index("predict2-export verify") :])
+    assert command[2:] == [str(tmp_path / "die Bälle"), "--checkpoints", str(checkpoints), "--only", STAGE]  # fmt: skip
 
 
 def test_a_second_run_keeps_all_plans_and_does_no_work(toy_plans, run):
