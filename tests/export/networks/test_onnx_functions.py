@@ -3,12 +3,14 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from predict2_export.networks.fused import DOMAIN, VERSION, Rotation
 from predict2_export.networks.onnx_functions import add_functions
@@ -97,6 +99,64 @@ def test_attention_leaves_the_scale_to_the_queries(normal):
     (y,) = run("Predict2Attention", {"q": q, "k": k, "v": v}, ["y"])
     expected = torch.softmax(q.double() @ k.double().transpose(2, 3), dim=-1) @ v.double()
     torch.testing.assert_close(y, expected.float(), **FP32)
+
+
+def in_bfloat16(name, inputs, outputs, **attributes):
+    """The same in bfloat16, by ONNX's own evaluator: it rounds after every operator, as the standard says."""
+    kinds = {torch.bfloat16: TensorProto.BFLOAT16, torch.float32: TensorProto.FLOAT}
+    node = helper.make_node(name, list(inputs), outputs, domain=DOMAIN, **PLUGIN, **attributes)
+    values = [
+        helper.make_tensor_value_info(key, kinds[x.dtype], x.shape) for key, x in inputs.items()
+    ]
+    results = [helper.make_tensor_value_info(key, TensorProto.BFLOAT16, None) for key in outputs]
+    graph = helper.make_graph([node], "graph", values, results)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
+    model = ir.serde.deserialize_model(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    )
+    add_functions(model, ir.DataType.BFLOAT16)
+    feeds = {
+        key: x.float().numpy().astype(ml_dtypes.bfloat16)
+        if x.dtype == torch.bfloat16
+        else x.numpy()
+        for key, x in inputs.items()
+    }
+    found = ReferenceEvaluator(ir.to_proto(model)).run(outputs, feeds)
+    return [torch.from_numpy(np.asarray(array).astype(np.float32)) for array in found]
+
+
+def check_rounding(actual, expected):
+    """Equal but for the few that lie so near the middle of two numbers that the order of a sum decides."""
+    wide = expected.float()
+    assert (actual != wide).float().mean() < 5e-3
+    torch.testing.assert_close(actual, wide, rtol=2**-7, atol=1e-6)
+
+
+def test_bodies_in_bfloat16_round_where_the_kernels_do(normal):
+    def rounded(*shape):
+        return normal(*shape).bfloat16()
+
+    x, y = 3 + rounded(2, 3, 5, 64), rounded(2, 15, 64)
+    own, following = rounded(2, 3, 3 * 64), rounded(2, 3, 2 * 64)
+    (u,) = in_bfloat16("Predict2Modulate", {"x": x, "modulation": own}, ["u"])
+    check_rounding(u, reference.adaln_modulate(x, own))
+    inputs = {"x": x, "y": y, "modulation": own, "following": following}
+    found = in_bfloat16("Predict2GatedModulate", inputs, ["total", "u"])
+    for actual, expected in zip(
+        found, reference.gated_residual_modulate(x, y, own, following), strict=True
+    ):
+        check_rounding(actual, expected)
+
+    q, k, weights = rounded(2, 30, 96), rounded(2, 30, 96), [rounded(32), rounded(32)]
+    tables = [normal(2, 2, 6), normal(2, 3, 4), normal(2, 5, 6)]  # in float32 always
+    inputs = {"q": q, "k": k, "q_weight": weights[0], "k_weight": weights[1]}
+    inputs |= dict(zip(("frames", "rows", "columns"), tables, strict=True))
+    attributes = {"num_heads": 3, "heads_first": 1, "q_scale": 32**-0.5}
+    found = in_bfloat16("Predict2QkNormRope", inputs, ["q_out", "k_out"], **attributes)
+    rotary = reference.Rotary(*tables)
+    for actual, given, weight, scale in zip(found, (q, k), weights, (32**-0.5, 1.0), strict=True):
+        expected = reference.qk_norm_rope(given, weight, rotary, scale)
+        check_rounding(actual, expected.transpose(1, 2))
 
 
 def test_the_networks_angles_are_the_kernels(normal):
