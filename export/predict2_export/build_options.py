@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What its owner chooses about a plan of TensorRT, and what of it a flavour and a machine can do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ Plugins = Literal["load", "serialize", "none"]
 PLUGINS: tuple[Plugins, ...] = get_args(Plugins)
 OPTIMIZATION_LEVELS = range(6)  # TensorRT's own
 _DEFAULT_LEVEL = 3  # TensorRT's own
+_FP8_SINCE = 89  # Ada; Hopper and Blackwell came after it
 _OLDEST = (10, 15)  # TensorRT whose parser knows ONNX's Attention and RMSNormalization
 
 
@@ -92,6 +94,18 @@ def find_architectures(flavour: Flavour, asked: tuple[str, ...], here: str) -> t
             "Others need --flavour tensorrt"
         )
     return tuple(dict.fromkeys(wanted))
+
+
+def check_fp8(architectures: Sequence[str]) -> None:
+    """Refuse before hours of measuring what no builder makes.
+
+    Raises:
+        InvalidRequestError: a GPU can't multiply FP8.
+    """
+    if older := [name for name in architectures if int(name.removeprefix("sm")) < _FP8_SINCE]:
+        raise InvalidRequestError(
+            f"--level fp8 needs GPUs from sm{_FP8_SINCE} on, not {', '.join(older)}; leave it out for those"
+        )
 
 
 def rtx_architectures(module: Any) -> dict[str, Any]:

@@ -198,6 +198,7 @@ def _options(args: argparse.Namespace) -> "BuildOptions":
     """
     from predict2_export.build_options import (
         BuildOptions,
+        check_fp8,
         check_options,
         find_architectures,
         this_gpu,
@@ -218,6 +219,8 @@ def _options(args: argparse.Namespace) -> "BuildOptions":
         optimization_level=args.optimization_level,
         fixed_memory=args.cuda_graphs > 0,
     )
+    if args.level == "fp8":
+        check_fp8(options.architectures)
     check_options(options, module, timing_cache=args.timing_cache is not None, gpu=bool(here))
     return options
 

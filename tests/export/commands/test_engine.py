@@ -212,6 +212,7 @@ def test_a_machine_without_tensorrt_is_told_what_to_install(tmp_path, run):
         (("--cuda-graphs", "-1"), "--cuda-graphs -1 must be 0 or more"),
         (("--random-weights", "--lora", "x"), "drop one or the other"),
         (("--keep-onnx", __file__), "is a file; name a folder"),
+        (("--level", "fp8", "--gpu-arch", "sm86", "sm89"), "needs GPUs from sm89 on, not sm86"),
         (("--timing-cache", Path(__file__).parent), "is a folder; name a file in it"),
         (("--skip-guardrail-video", "--only", "guardrail_video"), "leave nothing to build"),
     ],
