@@ -8,7 +8,7 @@ import torch
 
 from predict2_export.networks.vae import Vae
 from predict2_export.toy import randomize
-from predict2_kernels import vae_ops
+from predict2_kernels import torch_ops, vae_ops
 from predict2_runtime.torch_networks import rms_silu
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec import networks as nets
@@ -76,14 +76,26 @@ def largest(difference):
     return difference.abs().max().item()
 
 
+class Operators:
+    """The kernel's operators; on the CPU they compute its reference, and here refuse what they refuse on a GPU."""
+
+    def rms_silu(self, x, gamma, silu):
+        torch_ops._contiguous(x.movedim(1, -1), gamma)
+        return vae_ops.rms_silu(x, gamma, silu)
+
+    def rms_silu_into(self, x, gamma, out):
+        torch_ops._contiguous(x.movedim(1, -1), gamma)
+        vae_ops._stride("out", out)
+        vae_ops.rms_silu_into(x, gamma, out)
+
+
 @pytest.mark.parametrize("through", ["plain torch", "the kernel's operators"])
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 @pytest.mark.parametrize("name", SPECS)
 def test_chunks_and_caches_are_the_modules(name, half, dtype, through, monkeypatch):
     if through != "plain torch":
-        # On the CPU they compute their reference, from the same shapes, strides and arguments as on a GPU.
-        monkeypatch.setattr(rms_silu, "_kernels", lambda x: vae_ops)
+        monkeypatch.setattr(rms_silu, "_kernels", lambda x: Operators())
     vae = reference(SPECS[name], dtype)
     first, following = graphs(SPECS[name], vae, half)
     given = list(chunks(half, dtype))
