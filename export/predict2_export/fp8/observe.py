@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from predict2_spec.errors import Predict2Error
+from predict2_spec.errors import CheckpointError, Predict2Error
 
 _PACKAGE = "nvidia-modelopt"
 
@@ -37,6 +37,7 @@ def input_amax(
         Layer -> magnitude; of every layer asked for and of no other.
 
     Raises:
+        CheckpointError: an input was NaN or infinite.
         Predict2Error: the quantizer isn't installed, or observed other layers than it was told.
     """
     quantization = _quantizer()
@@ -47,11 +48,19 @@ def input_amax(
         {"quantizer_name": "*", "enable": False},
         *({"quantizer_name": f"{name}.input_quantizer", "cfg": static} for name in layers),
     ]
-    quantization.quantize(network, {"quant_cfg": entries, "algorithm": "max"}, run)
+    try:
+        quantization.quantize(network, {"quant_cfg": entries, "algorithm": "max"}, run)
+    except AssertionError as error:  # which is how it refuses what is no number
+        raise CheckpointError(
+            f"{_PACKAGE} can't measure this network ({error}); see whether it makes pictures at the level exact, and get "
+            "its checkpoint again if it doesn't"
+        ) from error
     found = {
         name.removesuffix(".input_quantizer"): float(module.amax)
         for name, module in network.named_modules()
-        if type(module).__name__ == "TensorQuantizer" and module.is_enabled
+        if type(module).__name__ == "TensorQuantizer"
+        and module.is_enabled
+        and module.amax is not None  # it was never called
     }
     if found.keys() != set(layers):
         wrong = sorted(found.keys() ^ set(layers))

@@ -22,7 +22,7 @@ from predict2_export.fp8.trajectories import (
 from predict2_export.toyworld.sampling import generate
 from predict2_export.toyworld.scene import vocabulary
 from predict2_runtime.schedule import DISTILLED_SIGMAS, flow_time, solver_steps
-from predict2_spec.errors import InvalidRequestError, Predict2Error
+from predict2_spec.errors import CheckpointError, InvalidRequestError, Predict2Error
 from predict2_spec.networks import DIT_TOY_VIDEO2WORLD
 from predict2_spec.presets import PRESETS, TOY
 from predict2_spec.video import TOY_SIZES
@@ -130,6 +130,19 @@ def test_only_the_named_layers_are_observed():
     # By this name the quantizer's own configurations would leave it out.
     amax = input_amax(network, ["proj_out"], lambda net: net["output"](net["proj_out"](x)))
     assert amax == {"proj_out": 7.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_no_numbers_are_refused(value):
+    network = nn.Sequential(nn.Linear(2, 2, bias=False))
+    with pytest.raises(CheckpointError, match=r"can't measure this network \(detected (nan|inf) values"):  # fmt: skip
+        input_amax(network, ["0"], lambda net: net(torch.full((1, 2), value)))
+
+
+def test_a_layer_that_was_never_called_is_named():
+    network = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(2)))
+    with pytest.raises(Predict2Error, match="observed 1 layers instead of 2, they differ in 1"):
+        input_amax(network, ["0", "1"], lambda net: net[0](torch.ones(1, 2)))
 
 
 def test_without_the_quantizer_it_says_what_to_install(toy_recipes, how, monkeypatch):
