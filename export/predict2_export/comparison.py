@@ -7,7 +7,8 @@ is what the module itself shows when it computes in that type, and the engine ma
 
 import gc
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
         The manifest, as written.
 
     Raises:
-        InvalidRequestError: there is no such device.
+        InvalidRequestError: there is no such device, or it has no room for the module.
         EngineMismatchError: the engine can't be run on this machine.
         CheckpointError: it was made from other weights than the recipe's.
         VerificationError: an answer is too far from the reference; the manifest stays as it was.
@@ -72,14 +73,15 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
             "that it was built with, or build it again"
         )
     tell("running the torch module")
-    module = recipe.module(recipe.weights()).to(choices.device)
-    inputs = _inputs(recipe.graphs(module), manifest, choices.shapes)
-    exact = _run_torch(recipe, module, inputs)
     others: dict[str, dict[str, Arrays]] = {}
     dtype = compute_dtype(manifest)
-    if dtype != torch.float32:
-        others[_ROUNDED] = _run_torch(recipe, module.to(dtype), inputs)
-    del module
+    with _room_said():
+        module = recipe.module(recipe.weights()).to(choices.device)
+        inputs = _inputs(recipe.graphs(module), manifest, choices.shapes)
+        exact = _run_torch(recipe, module, inputs)
+        if dtype != torch.float32:
+            others[_ROUNDED] = _run_torch(recipe, module.to(dtype), inputs)
+        del module
     if choices.onnxruntime and manifest.kind != "onnxruntime":
         others["onnxruntime in float32"] = _run_onnxruntime(recipe, inputs, tell)
     _free()
@@ -95,6 +97,18 @@ def compare(folder: Path, recipe: Recipe, choices: Choices, tell: Report) -> Man
     changed = replace(manifest, verification=found)
     write_manifest(folder, changed)
     return changed
+
+
+@contextmanager
+def _room_said() -> Iterator[None]:
+    """Say what else can be done where the GPU is too small for torch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InvalidRequestError(
+            f"the GPU has no room for the torch module, which is compared in float32 ({error}); drop --device cuda and "
+            "give the CPU time, or compare smaller inputs with --shapes min"
+        ) from error
 
 
 def _free() -> None:

@@ -108,6 +108,15 @@ def test_a_gpu_that_is_not_there_is_said(engine, recipe):
         compare(engine, recipe, Choices(device="cuda"), lambda line: None)
 
 
+def test_a_gpu_that_is_too_small_is_said(engine, recipe, monkeypatch):
+    def full(graph, inputs):
+        raise torch.OutOfMemoryError("Tried to allocate 57 GiB")
+
+    monkeypatch.setattr(comparison, "run_module", full)
+    with pytest.raises(InvalidRequestError, match=r"Tried to allocate 57 GiB.*--shapes min$"):
+        compare(engine, recipe, Choices(), lambda line: None)
+
+
 def test_a_manifest_that_cannot_be_written_anew_stays(engine, monkeypatch):
     def full(path, text, **options):
         path.write_bytes(text.encode()[:10])

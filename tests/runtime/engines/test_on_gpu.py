@@ -76,7 +76,9 @@ def test_arrays_of_other_kinds_and_types_are_taken(installed, opened):
     wanted = expected(installed, "first", x)
     wide = torch.from_numpy(x).cuda().double()
     transposed = torch.from_numpy(x.T.copy()).cuda().T
-    for given in (x, torch.from_numpy(x), wide, transposed):
+    padded = torch.cat([torch.zeros(1), torch.from_numpy(x).flatten()]).cuda()
+    unaligned = padded[1:].view(4, WIDTH)
+    for given in (x, torch.from_numpy(x), wide, transposed, unaligned):
         y = opened.graphs["first"]({"x": given})["y"]
         assert y.dtype == torch.float32
         np.testing.assert_allclose(y.cpu().numpy(), wanted, **TOLERANCE)
