@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measured engine: our networks in torch on an NVIDIA GPU, with our kernels; on a CPU in plain torch."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+# A server holds many processes and runs one at a time: threads that spin while they wait would take the cores from the
+# one that works. Read when torch is loaded, and by nothing that is loaded before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from safetensors import SafetensorError, safe_open
 

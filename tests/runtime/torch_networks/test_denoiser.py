@@ -88,6 +88,20 @@ def test_every_saving_gives_the_modules_velocity(name, dtype, zero_text, saving)
     assert torch.equal(engine(inputs)["velocity"], velocity)  # also with all that was kept
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_kept_and_the_row_without_text_are_the_same_to_the_bit(name, dtype):
+    dit = reference(SPECS[name], dtype)
+    inputs = make_inputs(dit.spec, dtype)
+    velocity = {
+        key: torch_dit(dit, savings=savings)(inputs)["velocity"]
+        for key, savings in {"nothing": NOTHING, **ONE_EACH}.items()
+    }
+    assert torch.equal(velocity["kept"], velocity["nothing"])
+    # The other products are of as many rows as before; those of the row with text aren't, and may sum otherwise.
+    assert torch.equal(velocity["zero text"][1], velocity["nothing"][1])
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_bfloat16_is_rounded_where_the_module_rounds(name):
     dit = reference(SPECS[name], torch.bfloat16)
