@@ -4,6 +4,7 @@
 from dataclasses import replace
 from functools import partial
 
+import onnx
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from predict2_export.checkpoint.synthetic import synthetic_weights
 from predict2_export.networks.dit import Dit
 from predict2_export.profiles import free_dims, input_dims, profile
 from predict2_export.recipes import _dit_graphs as dit_graphs
-from predict2_export.to_engine import build_plan, fused_nodes
+from predict2_export.to_engine import _strongly_typed, build_plan, find_plugins, fused_nodes
 from predict2_export.to_onnx import hollow_graphs, write_onnx
 from predict2_kernels import plugin_path
 from predict2_runtime.engines.bindings import bindings, major
@@ -85,6 +86,20 @@ def test_plugins_of_the_graph_are_found_in_the_library(trt, build, denoiser):
     _, plugins = build(plugins="load")
     assert "Predict2QkNormRope" in plugins
     assert plugins.items() == fused_nodes(denoiser).items() & registered(trt)
+
+
+def test_the_parser_makes_plugins_of_the_nodes_that_have_one(trt, denoiser):
+    if plugin_path(major(trt)) is None:
+        pytest.skip("the plugins were not built for this TensorRT")
+    plugins = find_plugins(trt, denoiser, BuildOptions("tensorrt", (this_gpu(),), plugins="load"))
+    log = tensorrt_log("tensorrt").as_logger()
+    network = trt.Builder(log).create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse_from_file(str(denoiser))
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    nodes = [node.op_type for node in onnx.load(denoiser, load_external_data=False).graph.node]
+    wanted = sum(name in plugins for name in nodes)
+    assert kinds.count(trt.LayerType.PLUGIN_V3) == wanted > 0
 
 
 def test_what_was_measured_is_kept_and_damage_is_replaced(build, tmp_path):
