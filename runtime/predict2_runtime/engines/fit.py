@@ -24,7 +24,7 @@ def check_version(manifest: Manifest, here: str) -> None:
     built = manifest.versions.get(manifest.kind, "")
     if built and built == here:
         return
-    later = built and _numbers(built) <= _numbers(here)
+    later = () < _numbers(built) <= _numbers(here)
     loads = manifest.plugins and not manifest.plugins_inside
     same_major = _numbers(built)[:1] == _numbers(here)[:1]
     if (

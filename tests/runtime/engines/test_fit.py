@@ -41,6 +41,7 @@ def test_a_plan_runs_with_the_version_that_built_it():
         (replace(PLAN, version_compatible=True), "10.13.2.6"),  # older than the plan
         (replace(PLAN, version_compatible=True), "9.99.99"),
         (replace(PLAN, versions={}), "10.13.3.9"),
+        (replace(PLAN, versions={"tensorrt": "x"}, version_compatible=True), "10.13.3.9"),
         (replace(PLAN, version_compatible=True, plugins={"Predict2Modulate": "1"}), "11.0.0.114"),
     ],
 )
