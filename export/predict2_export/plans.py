@@ -122,13 +122,17 @@ def _build_stage(
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE) | {options.flavour: module.__version__}
     library = plugin_path(major(module)) if options.plugins != "none" else None
-    chosen = f"{options} {choices.dtype} {choices.extent} {choices.cuda_graphs} {digest([library]) if library else ''}"
+    dtype = _dtype(recipe, choices)
+    chosen = f"{options} {dtype} {choices.extent} {digest([library]) if library else ''}"
     key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
     there = output / name / VERSION_FOLDER
     if _is_current(there, preset, name, key):
         copy_model(templates / name, output / name)
         tell("already built from this checkpoint, kept")
-        _keep_missing_onnx(recipe, list(read_manifest(there).graphs), choices, tell)
+        manifest = read_manifest(there)
+        if manifest.cuda_graphs != choices.cuda_graphs:  # how many shapes is no matter of the plan
+            write_manifest(there, replace(manifest, cuda_graphs=choices.cuda_graphs))
+        _keep_missing_onnx(recipe, list(manifest.graphs), choices, tell)
         return
     with replacing(output / name) as folder:
         copy_model(templates / name, folder)

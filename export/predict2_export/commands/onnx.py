@@ -91,9 +91,11 @@ def _recipe(args: argparse.Namespace, preset: Preset) -> "Recipe":
     from predict2_export.fp8.layers import DEFAULT_LAYERS
     from predict2_export.fp8.recipe import fp8_recipe
     from predict2_export.installation import check_files
+    from predict2_export.layouts import located
     from predict2_export.recipes import recipes
 
-    (recipe,) = (r for r in recipes(preset, args.checkpoints) if r.network == args.stage)
+    found = recipes(located(preset, args.checkpoints), args.checkpoints)
+    (recipe,) = (r for r in found if r.network == args.stage)
     recipe.check_lowerable()
     if not args.calibration:
         return recipe

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_other_choices_make_other_plans(own_plans, run):
     }
     assert after.graphs["main"].sha256 != before.graphs["main"].sha256
     assert after.recipe != before.recipe
+
+
+def test_more_shapes_to_record_need_no_other_plan(own_plans, run):
+    repository, argv = own_plans
+    run(*argv, "--cuda-graphs", "1")
+    one = manifest(repository)
+    code, said = run(*argv, "--cuda-graphs", "3")
+    assert (code, "building" in said) == (0, False), said
+    assert manifest(repository) == replace(one, cuda_graphs=3)
+    code, said = run(*argv)  # memory may be allocated while such a plan runs
+    assert (code, "building" in said) == (0, True), said
 
 
 def test_a_plan_cut_short_is_built_again(own_plans, run):
