@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # A server holds many processes and runs one at a time: threads that spin while they wait would take the cores from the
 # one that works. Read when torch is loaded, and by nothing that is loaded before.
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.products import Fp8Weight
 from predict2_runtime.torch_networks.text_encoder import TorchTextEncoder, text_encoder_weights
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
@@ -32,7 +34,8 @@ from . import Engine, InstalledEngine
 from .fit import check_architecture, check_names
 from .torch_arrays import placement
 
-Read = Callable[[str], torch.Tensor]  # a weight by its name, on its device
+Read = Callable[[str], Any]  # a weight by its name, on its device; in 8 bits with its scales
+SCALE = ".weight_scale"  # what a layer in 8 bits has beside its weight: float32, one for each row
 Graphs = dict[str, tuple[Engine, tuple[str, ...]]]  # with the names of their inputs
 
 
@@ -57,7 +60,9 @@ def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
     try:
         preset = find_preset(manifest.preset)
         with safe_open(path, framework="pt", device=str(device)) as file:
-            graphs = _NETWORKS[manifest.network](manifest, preset, file.get_tensor)
+            graphs = _NETWORKS[manifest.network](
+                manifest, preset, partial(_read, file, set(file.keys()))
+            )
     except (SafetensorError, OSError, RuntimeError, InvalidRequestError) as error:
         raise EngineMismatchError(
             f"torch {torch.__version__} can't take {path} for {manifest.network} of preset {manifest.preset}: {error}. "
@@ -66,6 +71,12 @@ def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
     for name in manifest.graphs:
         check_names(manifest, name, graphs[name][1])
     return InstalledEngine(manifest, {k: graphs[k][0] for k in manifest.graphs}, placement(device))
+
+
+def _read(file: Any, names: set[str], name: str) -> Any:
+    weight = file.get_tensor(name)
+    scales = name.removesuffix(".weight") + SCALE
+    return Fp8Weight(weight, file.get_tensor(scales)) if scales in names else weight
 
 
 def _find_device(manifest: Manifest) -> torch.device:

@@ -21,31 +21,33 @@ from predict2_spec.video import PATCH
 from .fused import (
     EPS,
     gated_modulate,
+    gelu,
     merge_heads,
     modulate,
     normalized_heads,
     queries_and_keys,
     split_heads,
 )
+from .products import Fp8Weight, Quantized, Rows, Weight, packed, product
 from .rotary import THETA, Rotation
 
 SUBLAYERS = ("self_attn", "cross_attn", "mlp")  # of a block, each with a modulation
-Read = Callable[[str], Tensor]  # a weight by the checkpoint's name, on its device and in its dtype
+Read = Callable[[str], Weight]  # by the checkpoint's name, on its device and in its dtype
 
 
 @dataclass(frozen=True)
 class Block:
     """Weights of one block; what multiplies the same input is one matrix."""
 
-    self_qkv: Tensor  # [3D, D]
+    self_qkv: Weight  # [3D, D]
     self_norms: tuple[Tensor, Tensor]  # of queries and keys, [E] each
-    self_out: Tensor  # [D, D]
-    cross_q: Tensor  # [D, D]
-    cross_kv: Tensor  # [2D, text width]
+    self_out: Weight  # [D, D]
+    cross_q: Weight  # [D, D]
+    cross_kv: Weight  # [2D, text width]
     cross_norms: tuple[Tensor, Tensor]
-    cross_out: Tensor
-    mlp_in: Tensor  # [4D, D]
-    mlp_out: Tensor  # [D, 4D]
+    cross_out: Weight
+    mlp_in: Weight  # [4D, D]
+    mlp_out: Weight  # [D, 4D]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,14 @@ def dit_weights(spec: DitSpec, read: Read) -> DitWeights:
     Raises:
         InvalidRequestError: they are another network's.
     """
-    patch, expected = read("x_embedder.proj.1.weight"), [spec.width, spec.patch_inputs]
+
+    def plain(name: str) -> Tensor:
+        weight = read(f"{name}.weight")
+        if not isinstance(weight, Tensor):
+            raise InvalidRequestError(f"{name} is in 8 bits, which it can't be")
+        return weight
+
+    patch, expected = plain("x_embedder.proj.1"), [spec.width, spec.patch_inputs]
     if list(patch.shape) != expected:
         raise InvalidRequestError(
             f"the weights are of another denoiser: its patches are {list(patch.shape)}, not {expected}"
@@ -82,35 +91,35 @@ def dit_weights(spec: DitSpec, read: Read) -> DitWeights:
     return DitWeights(
         spec=spec,
         patch=patch,
-        time_in=read("t_embedder.1.linear_1.weight"),
-        time_out=read("t_embedder.1.linear_2.weight"),
-        time_norm=read("t_embedding_norm.weight"),
-        modulation_in=torch.cat([read(f"{name}.1.weight") for name in adaln]),
-        modulation_out=torch.stack([read(f"{name}.2.weight").t() for name in adaln]),
-        final_in=read("final_layer.adaln_modulation.1.weight"),
-        final_out=read("final_layer.adaln_modulation.2.weight"),
-        final=read("final_layer.linear.weight"),
-        blocks=tuple(_block(f"blocks.{i}", read) for i in range(spec.num_blocks)),
+        time_in=plain("t_embedder.1.linear_1"),
+        time_out=plain("t_embedder.1.linear_2"),
+        time_norm=plain("t_embedding_norm"),
+        modulation_in=torch.cat([plain(f"{name}.1") for name in adaln]),
+        modulation_out=torch.stack([plain(f"{name}.2").t() for name in adaln]),
+        final_in=plain("final_layer.adaln_modulation.1"),
+        final_out=plain("final_layer.adaln_modulation.2"),
+        final=plain("final_layer.linear"),
+        blocks=tuple(_block(f"blocks.{i}", read, plain) for i in range(spec.num_blocks)),
     )
 
 
-def _block(name: str, read: Read) -> Block:
-    def packed(*names: str) -> Tensor:
-        return torch.cat([read(f"{name}.{part}_proj.weight") for part in names])
+def _block(name: str, read: Read, plain: Callable[[str], Tensor]) -> Block:
+    def of(*names: str) -> Weight:
+        return packed([read(f"{name}.{part}.weight") for part in names])
 
     def norms(part: str) -> tuple[Tensor, Tensor]:
-        return read(f"{name}.{part}.q_norm.weight"), read(f"{name}.{part}.k_norm.weight")
+        return plain(f"{name}.{part}.q_norm"), plain(f"{name}.{part}.k_norm")
 
     return Block(
-        self_qkv=packed("self_attn.q", "self_attn.k", "self_attn.v"),
+        self_qkv=of("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         self_norms=norms("self_attn"),
-        self_out=read(f"{name}.self_attn.output_proj.weight"),
-        cross_q=read(f"{name}.cross_attn.q_proj.weight"),
-        cross_kv=packed("cross_attn.k", "cross_attn.v"),
+        self_out=of("self_attn.output_proj"),
+        cross_q=of("cross_attn.q_proj"),
+        cross_kv=of("cross_attn.k_proj", "cross_attn.v_proj"),
         cross_norms=norms("cross_attn"),
-        cross_out=read(f"{name}.cross_attn.output_proj.weight"),
-        mlp_in=read(f"{name}.mlp.layer1.weight"),
-        mlp_out=read(f"{name}.mlp.layer2.weight"),
+        cross_out=of("cross_attn.output_proj"),
+        mlp_in=of("mlp.layer1"),
+        mlp_out=of("mlp.layer2"),
     )
 
 
@@ -170,7 +179,7 @@ def read_text(weights: DitWeights, embeds: Tensor, rows: slice) -> Text:
     shape = (len(weights.blocks), len(chosen), weights.spec.num_heads, chosen.shape[1], heads)
     keys, values = chosen.new_empty(shape), chosen.new_empty(shape)
     for index, block in enumerate(weights.blocks):
-        k, v = F.linear(chosen, block.cross_kv).chunk(2, dim=-1)
+        k, v = product(chosen, block.cross_kv).chunk(2, dim=-1)
         keys[index] = normalized_heads(k, block.cross_norms[1])
         values[index] = split_heads(v, heads)
     return Text(rows, keys, values)
@@ -197,43 +206,65 @@ def evaluate(weights: DitWeights, inputs: Prepared) -> Tensor:
     patches = _patchify(inputs.hidden_states[:rows], None if mask is None else mask[:rows])
     x = F.linear(patches, weights.patch)  # [F, S, D]
     of_layers = [*inputs.modulations.sublayers, inputs.modulations.final]  # [F, 3D or 2D] each
-    u = modulate(x, of_layers[0][: len(x)])
+    # what multiplies the modulated stream next, and so whether that is in 8 bits
+    first = [_coded(block.self_qkv) for block in weights.blocks] + [False]
+    u = modulate(x, of_layers[0][: len(x)], first[0])
     for index, block in enumerate(weights.blocks):
         of_self, of_cross, of_mlp, following = of_layers[3 * index : 3 * index + 4]
+        reads = bool(inputs.text.keys.shape[1])
         y = _self_attention(block, u, grid, inputs.rotation)
-        x, u = gated_modulate(x, y, of_self[: len(x)], of_cross[: len(x)])
+        x, u = gated_modulate(
+            x, y, of_self[: len(x)], of_cross[: len(x)], reads and _coded(block.cross_q)
+        )
         if len(x) < batch * grid[0]:  # only in the first block
-            x, u = x.repeat(batch, 1, 1), u.repeat(batch, 1, 1)
-        if inputs.text.keys.shape[1]:
+            x = x.repeat(batch, 1, 1)
+            u = u.repeated(batch) if isinstance(u, Quantized) else u.repeat(batch, 1, 1)
+        if reads:
             y = _cross_attention(block, u, grid, inputs.text, index)
-            x, u = gated_modulate(x, y, of_cross, of_mlp)
+            x, u = gated_modulate(x, y, of_cross, of_mlp, _coded(block.mlp_in))
         else:
-            u = modulate(x, of_mlp)
-        y = F.linear(F.gelu(F.linear(u, block.mlp_in)), block.mlp_out)
-        x, u = gated_modulate(x, y, of_mlp, following)
-    return _unpatchify(F.linear(u, weights.final), grid)
+            u = modulate(x, of_mlp, _coded(block.mlp_in))
+        y = product(gelu(product(u, block.mlp_in), _coded(block.mlp_out)), block.mlp_out)
+        x, u = gated_modulate(x, y, of_mlp, following, first[index + 1])
+    return _unpatchify(product(u, weights.final), grid)
 
 
-def _self_attention(block: Block, u: Tensor, grid: Axes, rotation: Rotation) -> Tensor:
+def _coded(weight: Weight) -> bool:
+    return isinstance(weight, Fp8Weight)
+
+
+def _self_attention(block: Block, u: Rows, grid: Axes, rotation: Rotation) -> Tensor:
     """[F, S, D] -> [F, S, D]; the frames of a row see each other."""
-    tokens = torch.unflatten(u, 0, (-1, grid[0])).flatten(1, 2)  # [B, N, D]
-    q, k, v = F.linear(tokens, block.self_qkv).chunk(3, dim=-1)
+    qkv = _of_rows(product(u, block.self_qkv), grid)
+    q, k, v = qkv.chunk(3, dim=-1)
     q, k = queries_and_keys(q, k, block.self_norms, rotation)
     y = F.scaled_dot_product_attention(q, k, split_heads(v, q.shape[-1]))
-    return F.linear(merge_heads(y), block.self_out).view_as(u)
+    return _of_frames(product(merge_heads(y), block.self_out), grid)
 
 
-def _cross_attention(block: Block, u: Tensor, grid: Axes, text: Text, index: int) -> Tensor:
+def _cross_attention(block: Block, u: Rows, grid: Axes, text: Text, index: int) -> Tensor:
     """[F, S, D] -> [F, S, D]. No mask: zeroed positions of a prompt take part, as they did in training."""
-    tokens = torch.unflatten(u, 0, (-1, grid[0])).flatten(1, 2)[text.rows]  # [B, N, D]
-    q = normalized_heads(F.linear(tokens, block.cross_q), block.cross_norms[0])
+    frames = slice(text.rows.start * grid[0], text.rows.stop * grid[0])
+    asking = u.at(frames) if isinstance(u, Quantized) else u[frames]
+    q = normalized_heads(_of_rows(product(asking, block.cross_q), grid), block.cross_norms[0])
     y = F.scaled_dot_product_attention(q, text.keys[index], text.values[index])
-    out = torch.unflatten(F.linear(merge_heads(y), block.cross_out), 1, (grid[0], -1)).flatten(0, 1)
-    if len(out) == len(u):
+    out = _of_frames(product(merge_heads(y), block.cross_out), grid)
+    total = len(u.codes if isinstance(u, Quantized) else u)
+    if len(out) == total:
         return out
-    whole = torch.zeros_like(u)
-    whole[text.rows.start * grid[0] : text.rows.stop * grid[0]] = out
+    whole = out.new_zeros((total, *out.shape[1:]))
+    whole[frames] = out
     return whole
+
+
+def _of_rows(x: Tensor, grid: Axes) -> Tensor:
+    """[F, S, D] -> [B, N, D]."""
+    return torch.unflatten(x, 0, (-1, grid[0])).flatten(1, 2)
+
+
+def _of_frames(x: Tensor, grid: Axes) -> Tensor:
+    """[B, N, D] -> [F, S, D]."""
+    return torch.unflatten(x, 1, (grid[0], -1)).flatten(0, 1)
 
 
 def _patchify(hidden_states: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,24 +14,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .products import Quantized, Rows, quantize
 from .rotary import Rotation
 
 EPS = 1e-6  # of every norm in the denoiser
 
 
-def modulate(x: Tensor, modulation: Tensor) -> Tensor:
-    """LayerNorm without weights, times 1 + scale, plus shift; x [F, S, D], modulation [F, 2D or more]."""
-    if kernels := _kernels(x):
+def modulate(x: Tensor, modulation: Tensor, coded: bool = False) -> Rows:
+    """LayerNorm without weights, times 1 + scale, plus shift; in 8 bits if `coded`.
+
+    x is [F, S, D], modulation [F, 2D or more].
+    """
+    kernels = _kernels(x, coded)
+    if kernels and coded:
+        codes, scales = kernels.adaln_modulate_e4m3(x, modulation)
+        return Quantized(codes, scales, x.dtype)
+    if kernels:
         fused: Tensor = kernels.adaln_modulate(x, modulation)
         return fused
     width = x.shape[-1]
     shift, scale = modulation[:, None, :width], modulation[:, None, width : 2 * width]
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+    u = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+    return quantize(u) if coded else u
 
 
 def gated_modulate(
-    x: Tensor, y: Tensor, modulation: Tensor, following: Tensor
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, y: Tensor, modulation: Tensor, following: Tensor, coded: bool = False
+) -> tuple[Tensor, Rows]:
     """x + gate * y, and that modulated for what follows: both [F, S, D].
 
     Args:
@@ -39,12 +48,27 @@ def gated_modulate(
         y: what a sub-layer made, of the same shape.
         modulation: the sub-layer's shift, scale and gate, [F, 3D].
         following: the next one's shift and scale, [F, 2D or more].
+        coded: whether the second is in 8 bits.
     """
-    if kernels := _kernels(x):
+    kernels = _kernels(x, coded)
+    if kernels and coded:
+        total, codes, scales = kernels.gated_residual_modulate_e4m3(x, y, modulation, following)
+        return total, Quantized(codes, scales, x.dtype)
+    if kernels:
         total, u = kernels.gated_residual_modulate(x, y, modulation, following)
         return total, u
     total = x + modulation[:, None, 2 * x.shape[-1] :] * y
-    return total, modulate(total, following)
+    return total, modulate(total, following, coded)
+
+
+def gelu(x: Tensor, coded: bool = False) -> Rows:
+    """The exact GELU; in 8 bits if `coded`."""
+    if not coded:
+        return F.gelu(x)
+    if x.dtype == torch.bfloat16 and (kernels := _kernels(x, coded)):
+        codes, scales = kernels.gelu_quantize(x)
+        return Quantized(codes, scales, x.dtype)
+    return quantize(F.gelu(x))
 
 
 def queries_and_keys(
@@ -85,14 +109,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
-def _kernels(x: Tensor) -> Any:
-    """The operators over our kernels if they can compute on x, else None."""
+def _kernels(x: Tensor, coded: bool = False) -> Any:
+    """The operators over our kernels, or those that write 8 bits, if they can compute on x; else None."""
     if not x.is_cuda or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     import predict2_kernels
 
     if predict2_kernels.library() is None:
         return None
-    from predict2_kernels import torch_ops  # registers them
+    from predict2_kernels import fp8_ops, torch_ops  # registers them
 
-    return torch_ops
+    return fp8_ops if coded else torch_ops

@@ -135,7 +135,7 @@ class Operators:
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
 def test_through_the_kernels_operators_it_is_the_same_network(name, dtype, monkeypatch):
-    monkeypatch.setattr(fused, "_kernels", lambda x: Operators())
+    monkeypatch.setattr(fused, "_kernels", lambda x, coded=False: Operators())
     dit = reference(SPECS[name], dtype)
     for zero_text in (True, False):
         inputs = make_inputs(dit.spec, dtype, zero_text=zero_text)
