@@ -54,9 +54,13 @@ def install(
 
     Raises:
         CheckpointError: a file that a recipe needs is missing.
-        InvalidRequestError: a recipe's network can't be lowered, or `output` holds another preset.
+        InvalidRequestError: `only` is no stage of the preset, a network can't be lowered, or `output` holds another
+            preset.
         Predict2Error: something else builds into `output` now.
     """
+    names = [recipe.network for recipe in found]
+    if only not in ("", *names):
+        raise InvalidRequestError(f"preset {preset.name} has no {only}; it has {', '.join(names)}")
     left_out = [] if guard_frames else [tensors.GUARDRAIL_VIDEO.name]
     todo = [r for r in found if only in ("", r.network) and r.network not in left_out]
     for recipe in todo:

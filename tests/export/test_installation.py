@@ -30,6 +30,16 @@ def replace(folder, text="new"):
         return made
 
 
+class Nothing:
+    """A recipe of no files."""
+
+    network = "text_encoder"
+    files = ()
+
+    def check_lowerable(self):
+        pass
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -90,16 +100,16 @@ def test_two_builds_dont_write_into_one_repository(tmp_path):
     def again(recipe, tell):
         install(TOY, [], TEMPLATES, tmp_path / "toy", tell, again)
 
-    class Nothing:
-        network = "text_encoder"
-        files = ()
-
-        def check_lowerable(self):
-            pass
-
     with pytest.raises(Predict2Error, match=r"something else builds into .*toy now; wait until it is done or choose another --output"):  # fmt: skip
         install(TOY, [Nothing()], TEMPLATES, tmp_path / "toy", print, again)
     install(TOY, [], TEMPLATES, tmp_path / "toy", print, again)  # which is free again
+
+
+def test_a_stage_that_the_preset_lacks_is_refused(tmp_path):
+    found = [Nothing()]
+    with pytest.raises(InvalidRequestError, match="preset toy has no critic; it has text_encoder"):
+        install(TOY, found, TEMPLATES, tmp_path / "toy", print, print, only="critic")
+    assert not (tmp_path / "toy").exists()
 
 
 def test_a_repository_of_another_preset_is_refused(tmp_path):

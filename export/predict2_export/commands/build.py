@@ -2,9 +2,10 @@
 """`predict2-export build`: lower, verify and install every engine of a preset."""
 
 import argparse
+import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,8 @@ def post_trained(args: argparse.Namespace, preset: Preset) -> "dict[Task, PostTr
     paths, adapters = by_task(preset, args.dit_path), by_task(preset, args.lora)
     if args.load_ema and not paths:
         raise InvalidRequestError("--load-ema says which weights of a --dit-path to take; name one")
+    if args.lora_alpha is not None:
+        _check_alpha(args.lora_alpha, paths or adapters)
     from predict2_export.recipes import PostTrained  # torch takes seconds to load
 
     return {
@@ -129,6 +132,15 @@ def post_trained(args: argparse.Namespace, preset: Preset) -> "dict[Task, PostTr
         for task in preset.tasks
         if task in paths or task in adapters
     }
+
+
+def _check_alpha(alpha: float, given: "Collection[Task]") -> None:
+    if not given:
+        raise InvalidRequestError(
+            "--lora-alpha says how much of a --lora to take, or of what training left in a --dit-path; name one"
+        )
+    if not math.isfinite(alpha):
+        raise InvalidRequestError(f"--lora-alpha {alpha} must be a number")
 
 
 def _torch_choices(args: argparse.Namespace) -> "TorchChoices | None":
