@@ -66,7 +66,7 @@ def install(
     for recipe in todo:
         recipe.check_lowerable()
     check_files(preset, todo)
-    _check_preset(output, preset)
+    check_output(output, preset)
     with _alone_in(output):
         for number, recipe in enumerate(todo, start=1):
 
@@ -83,8 +83,12 @@ def install(
         write_preset(output, preset)
 
 
-def _check_preset(output: Path, preset: Preset) -> None:
-    """Refuse to mix presets: what one left behind wouldn't fit what the other serves."""
+def check_output(output: Path, preset: Preset) -> None:
+    """Refuse to mix presets: what one left behind wouldn't fit what the other serves.
+
+    Raises:
+        InvalidRequestError: the repository holds another.
+    """
     try:
         there = read_preset(output).name
     except (EngineMismatchError, InvalidRequestError):

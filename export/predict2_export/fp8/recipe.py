@@ -15,6 +15,7 @@ from predict2_export.installation import (
     Report,
     Stamps,
     check_files,
+    check_output,
     check_unchanged,
     digest,
     stamps,
@@ -162,13 +163,14 @@ def fp8_recipes(
 
     Raises:
         CheckpointError: a calibration is of other weights, or a file is missing or damaged.
-        InvalidRequestError: a calibration is of no denoiser that is built.
+        InvalidRequestError: a calibration is of no denoiser that is built, or the folder is another preset's.
         Predict2Error: there is something to measure and the quantizer isn't installed.
     """
     wanted = [r for r in found if r.network in DENOISERS and only in ("", r.network)]
     for recipe in wanted:
         recipe.check_lowerable()
     check_files(preset, wanted)
+    check_output(folder, preset)
     given = _given(choice.calibrations, [recipe.network for recipe in wanted])
     if choice.as_asked and wanted and given.keys() == {recipe.network for recipe in wanted}:
         raise InvalidRequestError(

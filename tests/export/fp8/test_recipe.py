@@ -24,10 +24,11 @@ from predict2_export.toyworld.drift import drift
 from predict2_export.toyworld.quality import judge_text2image
 from predict2_export.verify import answer, distance, verify
 from predict2_runtime.engines import open_engine, read_manifest
+from predict2_runtime.repository import write_preset
 from predict2_runtime.stages.denoiser import Denoiser
 from predict2_spec.errors import CheckpointError, InvalidRequestError, VerificationError
 from predict2_spec.networks import DIT_TOY_TEXT2IMAGE
-from predict2_spec.presets import TOY
+from predict2_spec.presets import PRESETS, TOY
 
 TEMPLATES = Path(__file__).parents[3] / "model_repository"
 STAGE = "text2image_denoiser"
@@ -220,6 +221,13 @@ def test_weights_that_change_after_they_were_measured_are_not_built(tmp_path, ch
     exact.checkpoint.touch()
     with pytest.raises(CheckpointError, match="changed while it was read"):
         recipe.weights()
+
+
+def test_another_presets_repository_is_left_alone(toy_recipes, choice, tmp_path):
+    write_preset(tmp_path, PRESETS["2b-480p-16fps"])
+    with pytest.raises(InvalidRequestError, match="holds preset 2b-480p-16fps"):
+        fp8_recipes(TOY, toy_recipes, choice, tmp_path, print, only=STAGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["repository.json"]
 
 
 def test_wishes_for_a_measurement_that_nobody_makes_are_refused(toy_recipes, choice, tmp_path):
