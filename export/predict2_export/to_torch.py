@@ -9,35 +9,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from predict2_runtime.engines.torch_engine import SCALE
 from predict2_spec.manifest import Graph
 
 from .checkpoint.stored import StoredTensor
 from .installation import digest
 from .networks.export_graph import ExportGraph
+from .networks.fp8 import E4M3
 
 FILE = "main.safetensors"  # of every graph of an engine
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # the format's
+_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", E4M3: "F8_E4M3"}  # the format's
 _NAMES = {torch.float32: "FLOAT", torch.bfloat16: "BFLOAT16", torch.int64: "INT64"}  # ONNX's
 
 
 def write_safetensors(
     weights: Mapping[str, StoredTensor], path: Path, dtype: torch.dtype
 ) -> None:  # fmt: skip
-    """Write tensors under their names, cast to `dtype`; one in memory at a time."""
+    """Write tensors under their names, cast to `dtype` but for 8-bit codes and their scales; one in memory at a time."""
     header, end = {}, 0
+    dtypes = {name: _stored_as(name, stored, dtype) for name, stored in weights.items()}
     for name, stored in weights.items():
-        begin, end = end, end + math.prod(stored.shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": stored.shape, "data_offsets": (begin, end)}
+        begin, end = end, end + math.prod(stored.shape) * dtypes[name].itemsize
+        header[name] = {
+            "dtype": _CODES[dtypes[name]],
+            "shape": stored.shape,
+            "data_offsets": (begin, end),
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that numbers begin at a multiple of their size
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for stored in weights.values():
-            tensor = stored.load().to(dtype).contiguous()
+        for name, stored in weights.items():
+            tensor = stored.load().to(dtypes[name]).contiguous()
             file.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def _stored_as(name: str, stored: StoredTensor, dtype: torch.dtype) -> torch.dtype:
+    if stored.dtype == E4M3:
+        return E4M3
+    return torch.float32 if name.endswith(SCALE) else dtype
+
+
+def layers_in_8_bits(path: Path) -> list[str]:
+    """Names of the layers that have codes and scales in a file of weights."""
+    with safe_open(path, framework="pt") as file:
+        return [name.removesuffix(SCALE) for name in file.keys() if name.endswith(SCALE)]  # noqa: SIM118
 
 
 def describe_graph(graph: ExportGraph, path: Path, dtype: torch.dtype) -> Graph:

@@ -15,6 +15,8 @@ from predict2_spec.presets import Preset
 from .build_options import this_gpu
 from .comparison import Choices, compare
 from .current import is_current
+from .fp8.dynamic import chosen_recipe
+from .fp8.layers import Fp8Layers
 from .installation import (
     Report,
     check_unchanged,
@@ -32,8 +34,9 @@ from .to_torch import DTYPES, FILE, PRECISIONS, describe_graph, write_safetensor
 
 KIND = "torch"
 _NETWORKS = (DitSpec, TextEncoderSpec, VaeSpec)  # that the runtime has in torch
+_FP8_SINCE = 89  # the architecture whose products take e4m3
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
-_CODE = ("to_torch.py",)  # that shapes these engines besides what shapes all
+_CODE = ("to_torch.py", "fp8/dynamic.py")  # that shapes these engines besides what shapes all
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class TorchChoices:
     dtype: torch.dtype
     device: str  # cpu, or the GPU's architecture, such as sm90
     cuda_graphs: int = 0  # shapes whose launches are recorded
+    fp8: Fp8Layers | None = None  # of the denoisers; None is the level exact
 
 
 def in_torch(recipe: Recipe) -> bool:
@@ -50,16 +54,19 @@ def in_torch(recipe: Recipe) -> bool:
     return isinstance(recipe.spec, _NETWORKS)
 
 
-def torch_choices(device: str, dtype: str = "", cuda_graphs: int = 0) -> TorchChoices:
+def torch_choices(
+    device: str, dtype: str = "", cuda_graphs: int = 0, fp8: Fp8Layers | None = None
+) -> TorchChoices:
     """What the owner's flags come to on this machine.
 
     Args:
         device: cpu or cuda.
         dtype: float32 or bfloat16; empty: bfloat16 on a GPU, float32 on a CPU.
         cuda_graphs: shapes whose launches are recorded.
+        fp8: the denoisers' layers in 8 bits, if the level is fp8.
 
     Raises:
-        InvalidRequestError: there is no GPU here, or nothing that could be recorded.
+        InvalidRequestError: there is no GPU here, or nothing that could be recorded, or a GPU can't compute so.
     """
     chosen = DTYPES[dtype or ("bfloat16" if device == "cuda" else "float32")]
     if device == "cpu":
@@ -67,14 +74,22 @@ def torch_choices(device: str, dtype: str = "", cuda_graphs: int = 0) -> TorchCh
             raise InvalidRequestError(
                 f"--cuda-graphs {cuda_graphs} needs a GPU; add --device cuda, or leave it out"
             )
-        return TorchChoices(chosen, "cpu")
+        return TorchChoices(chosen, "cpu", fp8=fp8)
+    if fp8 and chosen != torch.bfloat16:
+        raise InvalidRequestError(
+            f"on a GPU products of 8 bits come out in bfloat16, not in {chosen}; leave out --dtype"
+        )
     here = this_gpu()
     if not here:
         raise InvalidRequestError(
             f"an engine is compared with torch where it shall run, and torch {torch.__version__} finds no GPU here; "
             "build it on the machine with the GPU, or with --device cpu"
         )
-    return TorchChoices(chosen, here, cuda_graphs)
+    if fp8 and int(here.removeprefix("sm")) < _FP8_SINCE:
+        raise InvalidRequestError(
+            f"this GPU, {here}, has no products of 8-bit floats, which came with sm{_FP8_SINCE}; leave out --level fp8"
+        )
+    return TorchChoices(chosen, here, cuda_graphs, fp8)
 
 
 def build_torch_stage(  # the recipe and whom to tell come last, as `install` gives them
@@ -87,12 +102,15 @@ def build_torch_stage(  # the recipe and whom to tell come last, as `install` gi
         VerificationError: the engine's answers are not the torch module's; it isn't installed.
     """
     name = recipe.network
-    recipe = replace(recipe, precision=PRECISIONS[choices.dtype], device=choices.device)
+    if choices.fp8 and isinstance(recipe.spec, DitSpec):
+        recipe = replace(chosen_recipe(recipe, choices.fp8), device=choices.device)
+    else:
+        recipe = replace(recipe, precision=PRECISIONS[choices.dtype], device=choices.device)
     tell(f"reading {recipe.checkpoint}")
     before = stamps(recipe.files)
     checkpoint_sha256 = digest(recipe.weight_files)
     software = versions(_SOFTWARE)
-    chosen = f"{KIND} {choices.cuda_graphs}"
+    chosen = f"{KIND} {choices.dtype} {choices.cuda_graphs}"
     key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
     if is_current(output / name / VERSION_FOLDER, name, key):
         copy_model(templates / name, output / name)

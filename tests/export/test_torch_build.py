@@ -103,7 +103,12 @@ def test_an_engine_that_disagrees_is_not_installed(tmp_path, monkeypatch, capsys
     [
         (("--cuda-graphs", "2"), "needs a GPU; add --device cuda"),
         (("--cuda-graphs", "-1"), "must be 0 or more"),
-        (("--level", "fp8"), "--kind torch has no level fp8 yet"),
+        (
+            ("--level", "fp8", "--calibration", "x.json"),
+            "--kind torch finds scales while it computes",
+        ),
+        (("--fp8-layers", "mlp.*"), "these are of --level fp8"),
+        (("--level", "fp8", "--fp8-layers", "embed*"), "no layer that may be in FP8"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused_before_any_work(tmp_path, capsys, flags, message):
@@ -116,6 +121,33 @@ def test_torchs_flags_are_refused_for_onnxruntime(tmp_path, capsys):
     argv = ["build", "--dtype", "bfloat16", "--output", str(tmp_path / "toy")]
     assert main(argv) != 0
     assert "are of --kind torch" in capsys.readouterr().err
+
+
+def test_the_level_fp8_needs_no_calibration_and_can_be_verified_again(tmp_path, capsys):
+    output = tmp_path / "toy"
+    assert build(output, "--level", "fp8") == 0
+    folder = output / STAGE / "1"
+    written = load_file(folder / FILE)
+    coded = {
+        n.removesuffix(".weight") for n, t in written.items() if t.dtype == torch.float8_e4m3fn
+    }
+    assert len(coded) == 4 * 10  # of the toy's six blocks all but the first and the last
+    assert {f"{name}.weight_scale" for name in coded} == {n for n in written if "scale" in n}
+    manifest = read_manifest(folder)
+    assert (manifest.precision, manifest.kind) == ("fp8", "torch")
+    assert manifest.rebuild_command.endswith(f"--only {STAGE} --kind torch --level fp8")
+    assert manifest.verification["main"].max_error < 0.01
+    argv = ["verify", str(output), "--checkpoints", str(TRAINED)]
+    assert main(argv) == 0
+    assert "text2image_denoiser: main: engine cosine" in capsys.readouterr().out
+
+
+def test_layers_that_are_one_product_are_chosen_together(tmp_path, capsys):
+    flags = ("--level", "fp8", "--fp8-layers", "self_attn.q_proj")
+    assert build(tmp_path / "toy", *flags) != 0
+    assert (
+        "self_attn.q_proj alone was chosen for FP8; choose all of them" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -143,7 +143,7 @@ def _check_alpha(alpha: float, given: "Collection[Task]") -> None:
         raise InvalidRequestError(f"--lora-alpha {alpha} must be a number")
 
 
-def _torch_choices(args: argparse.Namespace) -> "TorchChoices | None":
+def _torch_choices(args: argparse.Namespace, preset: Preset) -> "TorchChoices | None":
     """How the flags want torch's engines; None if all shall be ONNX Runtime's.
 
     Raises:
@@ -155,15 +155,17 @@ def _torch_choices(args: argparse.Namespace) -> "TorchChoices | None":
                 "--dtype and --cuda-graphs are of --kind torch; add it, or leave them out"
             )
         return None
-    if args.level != "exact":
+    if args.calibration or args.calibration_prompts or args.calibration_margin is not None:
         raise InvalidRequestError(
-            f"--kind torch has no level {args.level} yet; leave out --level, or build plans: predict2-export engine"
+            "--kind torch finds scales while it computes; leave out --calibration and all that goes with it"
         )
     if args.cuda_graphs < 0:
         raise InvalidRequestError(f"--cuda-graphs {args.cuda_graphs} must be 0 or more")
     from predict2_export.torch_build import torch_choices  # torch takes seconds to load
 
-    return torch_choices(args.device, args.dtype or "", args.cuda_graphs)
+    fp8 = fp8_choice(args, preset)
+    layers = fp8.layers if fp8 else None
+    return torch_choices(args.device, args.dtype or "", args.cuda_graphs, layers)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -172,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path("build/served") / preset.name
     check_repository_flags(args)
     changed = post_trained(args, preset)
-    choices = _torch_choices(args)
+    choices = _torch_choices(args, preset)
     from predict2_export.build import build  # as well; --help shouldn't
     from predict2_export.to_onnx import quiet_exporter
 
@@ -193,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
         post_trained=changed,
         trust_torchscript=args.trust_torchscript,
         guard_frames=not args.skip_guardrail_video,
-        fp8=fp8_choice(args, preset),
+        fp8=None if choices else fp8_choice(args, preset),
         torch_choices=choices,
     )
     if args.only:
