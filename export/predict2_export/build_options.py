@@ -43,7 +43,7 @@ class BuildOptions:
     def weights(self) -> Weights:
         """In the manifest's words."""
         if self.stripped:
-            return "stripped"
+            return "stripped, refittable" if self.refittable else "stripped"
         return "refittable" if self.refittable else "fixed"
 
     @property

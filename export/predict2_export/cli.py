@@ -16,11 +16,12 @@ from .commands import (
     native,
     onnx,
     plan,
+    refit,
     toy_weights,
     verify,
 )
 
-COMMANDS = (build, calibrate, engine, fetch, inspect, native, onnx, plan, toy_weights, verify)
+COMMANDS = (build, calibrate, engine, fetch, inspect, native, onnx, plan, refit, toy_weights, verify)
 
 
 def _parser() -> argparse.ArgumentParser:

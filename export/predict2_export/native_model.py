@@ -95,7 +95,7 @@ def _only_graph(manifest: Manifest) -> Graph:
             f"{manifest.network} has {len(manifest.graphs)} graphs, which only its stage knows how to chain; "
             "a native model has one"
         )
-    if manifest.weights == "stripped":
+    if manifest.weights.startswith("stripped"):
         raise InvalidRequestError(
             f"{manifest.network} was built without its weights, and Triton's backend doesn't refit; build it again "
             "without --strip-weights"

@@ -10,7 +10,7 @@ from .errors import EngineMismatchError
 
 MANIFEST_FILE = "manifest.json"
 # Of a plan: part of it; part of it and replaceable; or left out of it, so that it can't run before it is refitted.
-Weights = Literal["fixed", "refittable", "stripped"]
+Weights = Literal["fixed", "refittable", "stripped", "stripped, refittable"]
 FORMAT = 1  # raised when a field changes its meaning
 
 

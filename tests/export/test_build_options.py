@@ -142,4 +142,5 @@ def test_options_are_told_in_the_manifests_words():
     assert BuildOptions("tensorrt_rtx", ("sm89", "sm120")).device == "sm89+sm120"
     assert FULL.weights == "fixed"
     assert replace(FULL, refittable=True).weights == "refittable"
-    assert replace(FULL, refittable=True, stripped=True).weights == "stripped"
+    assert replace(FULL, refittable=True, stripped=True).weights == "stripped, refittable"
+    assert replace(FULL, stripped=True).weights == "stripped"

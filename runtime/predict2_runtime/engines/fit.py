@@ -50,10 +50,10 @@ def check_weights(manifest: Manifest) -> None:
     Raises:
         EngineMismatchError: they were left out when it was built, and never put in.
     """
-    if manifest.weights == "stripped":
+    if manifest.weights.startswith("stripped"):
         raise EngineMismatchError(
-            f"{manifest.network} was built without its weights and wasn't refitted, so it can't run; refit it, "
-            f"or build it again: {manifest.rebuild_command}"
+            f"{manifest.network} was built without its weights and wasn't refitted, so it can't run; give it weights with "
+            f"predict2-export refit, or build it again: {manifest.rebuild_command}"
         )
 
 
