@@ -67,6 +67,12 @@ if [ "$flavour" = tensorrt ]; then
     verify toy-compatible --checkpoints "$toy" --skip-onnxruntime
     engine toy-refit --checkpoints "$toy" --plugins load --refit
     verify toy-refit --checkpoints "$toy" --skip-onnxruntime
+    step $export toy-weights --output "$work/other-weights"
+    step $export refit "$work/toy-refit" --checkpoints "$work/other-weights"
+    verify toy-refit --checkpoints "$work/other-weights" --skip-onnxruntime
+    engine toy-stripped --checkpoints "$toy" --plugins load --strip-weights
+    step $export refit "$work/toy-stripped" --checkpoints "$toy"
+    verify toy-stripped --checkpoints "$toy" --skip-onnxruntime
 fi
 
 for stage in text2image_denoiser video2world_denoiser; do
