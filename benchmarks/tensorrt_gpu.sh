@@ -8,6 +8,7 @@ flavour=${TENSORRT_FLAVOUR:-tensorrt}      # or tensorrt_rtx, on an RTX GPU
 full_size=${TENSORRT_PRESET:-2b-480p-16fps} # built with random weights
 work=build/tensorrt
 toy=export/predict2_export/toyworld/weights
+others=build/tensorrt-weights # random ones of the toy
 export PYTHONPATH=spec:kernels:runtime:export:client
 export="$python -m predict2_export.cli"
 
@@ -67,9 +68,9 @@ if [ "$flavour" = tensorrt ]; then
     verify toy-compatible --checkpoints "$toy" --skip-onnxruntime
     engine toy-refit --checkpoints "$toy" --plugins load --refit
     verify toy-refit --checkpoints "$toy" --skip-onnxruntime
-    step $export toy-weights --output "$work/other-weights"
-    step $export refit "$work/toy-refit" --checkpoints "$work/other-weights"
-    verify toy-refit --checkpoints "$work/other-weights" --skip-onnxruntime
+    step $export toy-weights --checkpoints "$others"
+    step $export refit "$work/toy-refit" --checkpoints "$others"
+    verify toy-refit --checkpoints "$others" --skip-onnxruntime
     engine toy-stripped --checkpoints "$toy" --plugins load --strip-weights
     step $export refit "$work/toy-stripped" --checkpoints "$toy"
     verify toy-stripped --checkpoints "$toy" --skip-onnxruntime
