@@ -5,7 +5,7 @@ A plan runs on its GPU alone, so it is verified there and not here: until then i
 agrees with torch.
 """
 
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -243,10 +243,15 @@ def _keep_missing_onnx(
 @contextmanager
 def _onnx_folder(engine: Path, keep: Path | None) -> Iterator[Path]:
     """Where to lower a graph to; vanishes with what is in it. On the disk where files are to be kept."""
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=keep or engine) as folder:
-        yield Path(folder)
+    folder = (
+        keep or engine
+    ) / ".onnx.part"  # of this name, so that a killed build's goes with the next
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kept(source: Path, keep: Path | None) -> Path:
