@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from predict2_export.networks.dit import Dit
-from predict2_export.toy import randomize
 from predict2_kernels import torch_ops
 from predict2_runtime.torch_networks import denoiser as module_under_test
 from predict2_runtime.torch_networks import fused
@@ -37,11 +36,10 @@ ONE_EACH = {
 ORDER = {torch.float64: 1e-13, torch.float32: 1e-5}  # of outputs of about 4
 
 
-def reference(spec, dtype=torch.float64):
-    """Export's module with gates that are open."""
-    dit = Dit(spec).eval().requires_grad_(False)
-    randomize(dit, 0, {r".*adaln_modulation.*\.2|t_embedder\.1\.linear_2": 0.3})
-    return dit.to(dtype)
+@pytest.fixture
+def reference(randomize):
+    """From a spec and a dtype to export's module."""
+    return lambda spec, dtype=torch.float64: randomize(Dit(spec)).to(dtype)
 
 
 def torch_dit(dit, **options):
@@ -76,7 +74,7 @@ def largest(difference):
 @pytest.mark.parametrize("zero_text", [True, False], ids=["no prompt", "negative prompt"])
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
 @pytest.mark.parametrize("name", SPECS)
-def test_every_saving_gives_the_modules_velocity(name, dtype, zero_text, saving):
+def test_every_saving_gives_the_modules_velocity(name, dtype, zero_text, saving, reference):
     dit = reference(SPECS[name], dtype)
     engine = torch_dit(dit, savings=ONE_EACH[saving])
     inputs = make_inputs(dit.spec, dtype, zero_text=zero_text)
@@ -90,7 +88,7 @@ def test_every_saving_gives_the_modules_velocity(name, dtype, zero_text, saving)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SPECS)
-def test_what_is_kept_and_the_row_without_text_are_the_same_to_the_bit(name, dtype):
+def test_what_is_kept_and_the_row_without_text_are_the_same_to_the_bit(name, dtype, reference):
     dit = reference(SPECS[name], dtype)
     inputs = make_inputs(dit.spec, dtype)
     velocity = {
@@ -103,7 +101,7 @@ def test_what_is_kept_and_the_row_without_text_are_the_same_to_the_bit(name, dty
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_bfloat16_is_rounded_where_the_module_rounds(name):
+def test_bfloat16_is_rounded_where_the_module_rounds(name, reference):
     dit = reference(SPECS[name], torch.bfloat16)
     inputs = make_inputs(dit.spec, torch.bfloat16)
     rounded = dit(*inputs.values())
@@ -134,7 +132,7 @@ class Operators:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
-def test_through_the_kernels_operators_it_is_the_same_network(name, dtype, monkeypatch):
+def test_through_the_kernels_operators_it_is_the_same_network(name, dtype, monkeypatch, reference):
     monkeypatch.setattr(fused, "_kernels", lambda x, coded=False: Operators())
     dit = reference(SPECS[name], dtype)
     for zero_text in (True, False):
@@ -151,7 +149,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)
-def test_rows_that_differ_in_one_number_share_nothing(difference):
+def test_rows_that_differ_in_one_number_share_nothing(difference, reference):
     dit = reference(SPECS["clip"])
     inputs = make_inputs(dit.spec)
     name, place = DIFFERENCES[difference]
@@ -162,7 +160,7 @@ def test_rows_that_differ_in_one_number_share_nothing(difference):
     assert largest(torch_dit(dit)(inputs)["velocity"] - expected) < ORDER[torch.float64]
 
 
-def test_any_rows_may_be_without_text():
+def test_any_rows_may_be_without_text(reference):
     dit = reference(SPECS["clip"])
     inputs = {name: torch.cat([v, v]) for name, v in make_inputs(dit.spec, zero_text=False).items()}
     texts = inputs["encoder_hidden_states"].clone()
@@ -193,7 +191,7 @@ def counted(monkeypatch):
     return found
 
 
-def test_prompts_and_grids_are_read_once_a_generation_and_a_step_modulates_once(counted):
+def test_prompts_and_grids_are_read_once_a_generation_and_a_step_modulates_once(counted, reference):
     dit = reference(SPECS["clip"])
     engine = torch_dit(dit)
     for step in range(5):
@@ -211,7 +209,7 @@ def test_prompts_and_grids_are_read_once_a_generation_and_a_step_modulates_once(
     assert counted["modulations"].calls == 5
 
 
-def test_a_prompt_written_over_in_place_is_another_prompt():
+def test_a_prompt_written_over_in_place_is_another_prompt(reference):
     dit = reference(SPECS["picture"])
     engine, inputs = torch_dit(dit), make_inputs(SPECS["picture"])
     for number in range(3):
@@ -220,7 +218,9 @@ def test_a_prompt_written_over_in_place_is_another_prompt():
         assert largest(found - dit(*inputs.values())) < ORDER[torch.float64]
 
 
-def test_two_generations_by_turns_read_their_prompts_once_and_more_than_that_stay_right(counted):
+def test_two_generations_by_turns_read_their_prompts_once_and_more_than_that_stay_right(
+    counted, reference
+):
     dit = reference(SPECS["picture"])
     engine, inputs = torch_dit(dit), make_inputs(SPECS["picture"])
     prompts = [inputs["encoder_hidden_states"] * scale for scale in (1, 2, 3)]
@@ -238,7 +238,7 @@ def test_two_generations_by_turns_read_their_prompts_once_and_more_than_that_sta
     assert counted["read_text"].calls == 6
 
 
-def test_numbers_that_are_none_are_never_taken_for_known_ones(counted):
+def test_numbers_that_are_none_are_never_taken_for_known_ones(counted, reference):
     engine, inputs = torch_dit(reference(SPECS["picture"])), make_inputs(SPECS["picture"])
     inputs["encoder_hidden_states"][1] = torch.nan
     for calls in (1, 2):
@@ -265,7 +265,7 @@ def test_numbers_that_are_none_are_never_taken_for_known_ones(counted):
         ({"padding_mask": (1,)}, "not .*padding_mask"),
     ],
 )
-def test_shapes_that_the_network_does_not_take_are_refused(change, message):
+def test_shapes_that_the_network_does_not_take_are_refused(change, message, reference):
     inputs = make_inputs(SPECS["clip"])
     inputs |= {name: torch.zeros(shape, dtype=torch.float64) for name, shape in change.items()}
     with pytest.raises(InvalidRequestError, match=message):
@@ -280,7 +280,7 @@ def far(actual, expected):
 @pytest.mark.gpu
 @pytest.mark.parametrize("recorded", [0, 2])
 @pytest.mark.parametrize("name", SPECS)
-def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_its_type(name, recorded):
+def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_its_type(name, recorded, reference):
     dit = reference(SPECS[name], torch.bfloat16)
     engine = torch_dit(dit.cuda(), recorded=recorded)
     asked = [make_inputs(dit.spec, torch.bfloat16, zero_text=zero) for zero in (True, False)]
@@ -296,7 +296,9 @@ def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_its_type(name, recor
 
 
 @pytest.mark.gpu
-def test_a_recording_is_replayed_with_the_numbers_of_each_call_and_gives_memory_of_its_own():
+def test_a_recording_is_replayed_with_the_numbers_of_each_call_and_gives_memory_of_its_own(
+    reference,
+):
     dit = reference(SPECS["clip"], torch.float32).cuda()
     direct, recorded = torch_dit(dit), torch_dit(dit, recorded=1)
     before = []

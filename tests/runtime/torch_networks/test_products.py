@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from predict2_export.fp8.dynamic import DynamicFp8Linear
+from predict2_export.fp8.dynamic_linear import DynamicFp8Linear
 from predict2_export.networks.dit import Dit
-from predict2_export.toy import randomize
 from predict2_kernels import fp8_ops, torch_ops
 from predict2_kernels.reference import quantize_rows
 from predict2_runtime.torch_networks import fused
@@ -77,20 +76,23 @@ def test_what_is_packed_is_all_in_8_bits_or_nothing():
         packed([ours, normal(8, 32)])
 
 
-def coded_pair(dtype, layers):
-    """Export's module with layers in FP8, and the engine of the same weights."""
-    dit = Dit(SPEC).eval().requires_grad_(False)
-    randomize(dit, 0, {r".*adaln_modulation.*\.2|t_embedder\.1\.linear_2": 0.3})
-    dit, weights = dit.to(dtype), {}
-    for name, old in list(dit.named_modules()):
-        if name in layers:
-            rows = quantize(old.weight)
-            new = DynamicFp8Linear(old.in_features, old.out_features)
-            new.weight, new.weight_scale = rows.codes, rows.scales[:, 0]
-            dit.set_submodule(name, new)
-            weights[f"{name}.weight"] = Fp8Weight(new.weight, new.weight_scale)
-    plain = dit.state_dict()
-    return dit, dit_weights(SPEC, lambda name: weights.get(name, plain[name]))
+@pytest.fixture
+def coded_pair(randomize):
+    """From a dtype and layers to export's module with those in FP8, and the engine's weights of the same."""
+
+    def make(dtype, layers):
+        dit, weights = randomize(Dit(SPEC)).to(dtype), {}
+        for name, old in list(dit.named_modules()):
+            if name in layers:
+                rows = quantize(old.weight)
+                new = DynamicFp8Linear(old.in_features, old.out_features)
+                new.weight, new.weight_scale = rows.codes, rows.scales[:, 0]
+                dit.set_submodule(name, new)
+                weights[f"{name}.weight"] = Fp8Weight(new.weight, new.weight_scale)
+        plain = dit.state_dict()
+        return dit, dit_weights(SPEC, lambda name: weights.get(name, plain[name]))
+
+    return make
 
 
 def make_inputs(dtype, *, zero_text):
@@ -119,7 +121,9 @@ CHOICES = {
 @pytest.mark.parametrize("through", ["plain torch", "the kernels' operators"])
 @pytest.mark.parametrize("zero_text", [True, False], ids=["no prompt", "negative prompt"])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_the_denoiser_in_8_bits_is_the_module_in_8_bits(choice, zero_text, through, monkeypatch):
+def test_the_denoiser_in_8_bits_is_the_module_in_8_bits(
+    choice, zero_text, through, monkeypatch, coded_pair
+):
     if through != "plain torch":
         monkeypatch.setattr(fused, "_kernels", lambda x, coded=False: fp8_ops if coded else torch_ops)  # fmt: skip
     dit, weights = coded_pair(torch.float64, CHOICES[choice])
@@ -134,7 +138,7 @@ def test_the_denoiser_in_8_bits_is_the_module_in_8_bits(choice, zero_text, throu
     assert 1e-3 < distance < 0.2
 
 
-def test_layers_that_set_the_scale_of_all_else_are_refused_in_8_bits():
+def test_layers_that_set_the_scale_of_all_else_are_refused_in_8_bits(coded_pair):
     with pytest.raises(
         InvalidRequestError, match=r"final_layer.linear is in 8 bits, which it can't"
     ):

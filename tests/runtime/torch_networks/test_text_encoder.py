@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from predict2_export.networks.text_encoder import TextEncoder
-from predict2_export.toy import _TEXT_ENCODER_GAINS, randomize
 from predict2_runtime.torch_networks.text_encoder import TorchTextEncoder, text_encoder_weights
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import TOY_TEXT_ENCODER
@@ -19,10 +17,19 @@ LONG = replace(TOY_TEXT_ENCODER, num_tokens=300)  # more than the largest distan
 ORDER = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
-def reference(dtype):
-    module = TextEncoder(LONG).eval().requires_grad_(False)
-    randomize(module, 0, _TEXT_ENCODER_GAINS)
-    return module.to(dtype)
+@pytest.fixture
+def reference():
+    """From a dtype to export's module, which needs transformers."""
+    pytest.importorskip("transformers")
+    from predict2_export.networks.text_encoder import TextEncoder
+    from predict2_export.toy import _TEXT_ENCODER_GAINS, randomize
+
+    def make(dtype):
+        module = TextEncoder(LONG).eval().requires_grad_(False)
+        randomize(module, 0, _TEXT_ENCODER_GAINS)
+        return module.to(dtype)
+
+    return make
 
 
 def engine(module):
@@ -37,7 +44,7 @@ def prompts(tokens=LONG.num_tokens, lengths=(9, 140, 300)):
 
 
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
-def test_embeddings_are_the_modules(dtype):
+def test_embeddings_are_the_modules(dtype, reference):
     module = reference(dtype)
     inputs = prompts()
     expected = module(*inputs.values())
@@ -48,7 +55,7 @@ def test_embeddings_are_the_modules(dtype):
     assert not found[0, 9:].any()
 
 
-def test_bfloat16_is_rounded_where_the_module_rounds():
+def test_bfloat16_is_rounded_where_the_module_rounds(reference):
     module = reference(torch.bfloat16)
     inputs = prompts()
     rounded = module(*inputs.values()).double()
@@ -58,7 +65,7 @@ def test_bfloat16_is_rounded_where_the_module_rounds():
     assert (found - rounded).norm() < 0.3 * (rounded - exact).norm()
 
 
-def test_one_engine_takes_rows_of_several_lengths():
+def test_one_engine_takes_rows_of_several_lengths(reference):
     module = reference(torch.float64)
     encoder = engine(module)
     for tokens, lengths in ((20, (3, 20)), (300, (5, 300)), (20, (7,)), (1, (1,))):
@@ -67,7 +74,7 @@ def test_one_engine_takes_rows_of_several_lengths():
         assert (found - module(*inputs.values())).abs().max() < ORDER[torch.float64]
 
 
-def test_inputs_it_does_not_take_are_refused():
+def test_inputs_it_does_not_take_are_refused(reference):
     encoder, inputs = engine(reference(torch.float32)), prompts()
     with pytest.raises(InvalidRequestError, match=r"of one shape, not .*'input_ids': .3, 299"):
         encoder(inputs | {"input_ids": inputs["input_ids"][:, 1:]})
@@ -76,7 +83,7 @@ def test_inputs_it_does_not_take_are_refused():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_bfloat16():
+def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_bfloat16(reference):
     module = reference(torch.bfloat16)
     inputs = prompts()
     on_gpu = {name: value.cuda() for name, value in inputs.items()}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from predict2_export.networks.vae import Vae
-from predict2_export.toy import randomize
 from predict2_kernels import torch_ops, vae_ops
 from predict2_runtime.torch_networks import rms_silu
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
@@ -21,13 +20,10 @@ SPECS = {"toy": nets.TOY_VAE, "released": replace(nets.WAN_VAE, base_width=8)}
 ORDER = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
-def reference(spec, dtype):
-    vae = Vae(spec).eval().requires_grad_(False)
-    randomize(vae, 0, {})
-    for name, weight in vae.named_parameters():  # as trained ones, which no layer may forget
-        if name.endswith(("bias", "gamma")):
-            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-    return vae.to(dtype)
+@pytest.fixture
+def reference(randomize):
+    """From a spec and a dtype to export's module."""
+    return lambda spec, dtype: randomize(Vae(spec)).to(dtype)
 
 
 def graphs(spec, vae, half):
@@ -93,7 +89,7 @@ class Operators:
 @pytest.mark.parametrize("dtype", ORDER, ids=str)
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 @pytest.mark.parametrize("name", SPECS)
-def test_chunks_and_caches_are_the_modules(name, half, dtype, through, monkeypatch):
+def test_chunks_and_caches_are_the_modules(name, half, dtype, through, monkeypatch, reference):
     if through != "plain torch":
         monkeypatch.setattr(rms_silu, "_kernels", lambda x: Operators())
     vae = reference(SPECS[name], dtype)
@@ -112,7 +108,7 @@ def test_chunks_and_caches_are_the_modules(name, half, dtype, through, monkeypat
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_bfloat16_is_as_near_to_float64_as_the_module_in_bfloat16(half):
+def test_bfloat16_is_as_near_to_float64_as_the_module_in_bfloat16(half, reference):
     vae = reference(nets.TOY_VAE, torch.bfloat16)
     first, following = graphs(nets.TOY_VAE, vae, half)
     given = list(chunks(half, torch.bfloat16))
@@ -124,7 +120,7 @@ def test_bfloat16_is_as_near_to_float64_as_the_module_in_bfloat16(half):
         assert 0 < (ours.double() - expected).norm() < 1.3 * (theirs.double() - expected).norm()
 
 
-def test_what_a_chunk_leaves_is_no_view_of_it():
+def test_what_a_chunk_leaves_is_no_view_of_it(reference):
     vae = reference(nets.TOY_VAE, torch.float32)
     first, following = graphs(nets.TOY_VAE, vae, "decoder")
     for _, caches in stream(first, following, chunks("decoder", torch.float32)):
@@ -132,7 +128,7 @@ def test_what_a_chunk_leaves_is_no_view_of_it():
             assert cache.untyped_storage().nbytes() == cache.numel() * cache.element_size()
 
 
-def test_a_chunk_lies_in_memory_with_its_channels_last_all_the_way(monkeypatch):
+def test_a_chunk_lies_in_memory_with_its_channels_last_all_the_way(monkeypatch, reference):
     seen = []
     conv3d = torch.nn.functional.conv3d
 
@@ -151,7 +147,7 @@ def test_a_chunk_lies_in_memory_with_its_channels_last_all_the_way(monkeypatch):
         assert weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_inputs_that_are_no_chunk_are_refused():
+def test_inputs_that_are_no_chunk_are_refused(reference):
     vae = reference(nets.TOY_VAE, torch.float32)
     first, following = graphs(nets.TOY_VAE, vae, "decoder")
     one, two = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 16, 2, 2, 2)
@@ -166,7 +162,7 @@ def test_inputs_that_are_no_chunk_are_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_its_type(half, dtype):
+def test_on_a_gpu_it_is_as_near_to_float64_as_the_module_in_its_type(half, dtype, reference):
     spec = replace(nets.WAN_VAE, base_width=16)  # which the kernel takes in both types
     vae = reference(spec, dtype)
     given = list(chunks(half, dtype))
