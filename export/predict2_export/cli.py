@@ -21,7 +21,19 @@ from .commands import (
     verify,
 )
 
-COMMANDS = (build, calibrate, engine, fetch, inspect, native, onnx, plan, refit, toy_weights, verify)
+COMMANDS = (
+    build,
+    calibrate,
+    engine,
+    fetch,
+    inspect,
+    native,
+    onnx,
+    plan,
+    refit,
+    toy_weights,
+    verify,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
