@@ -10,6 +10,11 @@ from torch import Tensor
 
 from .dit import Modulations, Prepared, Text
 
+Run = Callable[[Prepared], Tensor]
+Capture = Callable[
+    [Run, Prepared], tuple[Tensor, Callable[[], None]]
+]  # the output, and what computes it again
+
 
 @dataclass
 class Recording:
@@ -17,8 +22,23 @@ class Recording:
 
     fixed: Prepared
     velocity: Tensor
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     text: Text  # whose numbers were copied last
+
+
+def cuda_graph(run: Run, fixed: Prepared) -> tuple[Tensor, Callable[[], None]]:
+    """Record an evaluation as a CUDA graph; the output is what the first replay will have left there."""
+    torch.cuda.synchronize()  # the one that makes room may still be replayed
+    # Libraries allocate and choose kernels at a first call, which can't be recorded.
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(fixed)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        velocity = run(fixed)
+    return velocity, graph.replay
 
 
 class Recordings:
@@ -27,10 +47,11 @@ class Recordings:
     Args:
         run: the evaluation; all that it reads beside the inputs stays where it is.
         most: recordings to keep; the one that wasn't used for the longest time makes room.
+        capture: what records.
     """
 
-    def __init__(self, run: Callable[[Prepared], Tensor], most: int) -> None:
-        self._run, self._most = run, most
+    def __init__(self, run: Run, most: int, capture: Capture = cuda_graph) -> None:
+        self._run, self._most, self._capture = run, most, capture
         self._recordings: OrderedDict[object, Recording] = OrderedDict()
 
     def __call__(self, inputs: Prepared) -> Tensor:
@@ -43,14 +64,13 @@ class Recordings:
         )
         recording = self._recordings.pop(key, None)
         if recording is None:
-            while len(self._recordings) >= self._most:
-                torch.cuda.synchronize()  # it may still be replayed
-                self._recordings.popitem(last=False)
             recording = self._record(inputs)
         else:
             _copy(recording, inputs)
-        recording.graph.replay()
         self._recordings[key] = recording
+        if len(self._recordings) > self._most:
+            self._recordings.popitem(last=False)
+        recording.replay()
         return recording.velocity.clone()
 
     def _record(self, inputs: Prepared) -> Recording:
@@ -62,16 +82,8 @@ class Recordings:
             modulations=Modulations(rows.sublayers.clone(), rows.final.clone()),
             text=Text(text.rows, text.keys.clone(), text.values.clone()),
         )
-        # Libraries allocate and choose kernels at a first call, which can't be recorded.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._run(fixed)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            velocity = self._run(fixed)
-        return Recording(fixed, velocity, graph, text)
+        velocity, replay = self._capture(self._run, fixed)
+        return Recording(fixed, velocity, replay, text)
 
 
 def _copy(recording: Recording, inputs: Prepared) -> None:
