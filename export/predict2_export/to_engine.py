@@ -208,6 +208,8 @@ def _configure(
         trt = module
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
+    # A context's memory is then what its shapes need, not what the largest would.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     wanted = {

@@ -40,4 +40,6 @@ def read_preset(repository: Path) -> Preset:
 
 def write_preset(repository: Path, preset: Preset) -> None:
     """Note in a repository which preset it holds."""
-    (repository / REPOSITORY_FILE).write_text(json.dumps({"preset": preset.name}) + "\n")
+    part = repository / f".{REPOSITORY_FILE}.part"
+    part.write_text(json.dumps({"preset": preset.name}) + "\n")
+    part.rename(repository / REPOSITORY_FILE)  # a full disk leaves the old one

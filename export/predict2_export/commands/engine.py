@@ -170,10 +170,7 @@ def run(args: argparse.Namespace) -> None:
             guard_frames=not args.skip_guardrail_video,
         )
     report(f"{args.only or 'every stage'} is installed in {output}; what TensorRT said is in {log}")
-    if args.random_weights:
-        report("the weights are random, so there is nothing to compare these plans with")
-    else:
-        report(f"not compared with torch yet; do that where the GPU is: {_verify(args, output)}")
+    report(f"not compared with torch yet; do that where the GPU is: {_verify(args, output)}")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -290,5 +287,6 @@ def _verify(args: argparse.Namespace, output: Path) -> str:
     words += ["--load-ema"] if args.load_ema else []
     words += [] if args.lora_alpha is None else ["--lora-alpha", args.lora_alpha]
     words += ["--trust-torchscript"] if args.trust_torchscript else []
+    words += ["--random-weights"] if args.random_weights else []
     words += ["--only", args.only] if args.only else []
     return shlex.join(map(str, words))
