@@ -36,7 +36,8 @@ KIND = "torch"
 _NETWORKS = (DitSpec, TextEncoderSpec, VaeSpec)  # that the runtime has in torch
 _FP8_SINCE = 89  # the architecture whose products take e4m3
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
-_CODE = ("to_torch.py", "fp8/dynamic.py", "fp8/dynamic_linear.py")  # that shapes these engines besides what shapes all
+# That shapes these engines besides what shapes all
+_CODE = ("to_torch.py", "fp8/dynamic.py", "fp8/dynamic_linear.py")
 
 
 @dataclass(frozen=True)
