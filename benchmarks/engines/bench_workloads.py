@@ -19,12 +19,16 @@ from torch import Tensor
 
 from benchmarks.report import record, summary
 from benchmarks.timing import gpu_seconds
+from predict2_export.checkpoint.fp8 import quantized
+from predict2_export.checkpoint.stored import StoredTensor
+from predict2_export.fp8.layers import DEFAULT_LAYERS
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
 from predict2_runtime.sampler import Guidance, Velocity, guided_x0, update
 from predict2_runtime.schedule import solver_steps
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.products import Fp8Weight, Weight
 from predict2_runtime.torch_networks.vae import VaeGraph, decoder
 from predict2_runtime.torch_networks.vae import decode as run_decoder
 from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
@@ -107,9 +111,27 @@ def decode(chunk_decoder: ChunkDecoder, latent: LatentShape, like: Tensor) -> Te
     return frames
 
 
-def our_velocity(dit: torch.nn.Module, recorded: int = 0) -> Velocity:
+def in_fp8(dit: Dit) -> Callable[[str], Weight]:
+    """Reads a network's weights, those of the level fp8 as it stores them."""
+    device = next(dit.parameters()).device
+    state = {
+        name: StoredTensor(tuple(value.shape), value.dtype, lambda value=value: value)
+        for name, value in dit.state_dict().items()
+    }
+    stored = quantized(state, dict.fromkeys(DEFAULT_LAYERS.names(dit.spec), 1.0))
+
+    def read(name: str) -> Weight:
+        value = stored[name].load().to(device)
+        scales = stored.get(f"{name}_scale")
+        return value if scales is None else Fp8Weight(value, scales.load().to(device))
+
+    return read
+
+
+def our_velocity(dit: Dit, recorded: int = 0, fp8: bool = False) -> Velocity:
     """The torch engine with a network's weights, recording CUDA graphs of so many shapes."""
-    engine = TorchDit(dit_weights(dit.spec, dit.state_dict().__getitem__), recorded)
+    read = in_fp8(dit) if fp8 else dit.state_dict().__getitem__
+    engine = TorchDit(dit_weights(dit.spec, read), recorded)
 
     def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
         given = dict(zip(engine.inputs, (latents, time, embeds, mask), strict=False))
@@ -138,6 +160,7 @@ ENGINES: dict[str, tuple[Callable[[Dit], Velocity], Callable[[Vae, VaeSpec], Chu
     "torch.compile": (lambda dit: plain(torch.compile(dit)), lambda vae, _: vae.decode_chunk),
     "torch engine": (our_velocity, our_decoder),
     "torch engine, recorded": (lambda dit: our_velocity(dit, recorded=1), our_decoder),
+    "torch engine fp8, recorded": (lambda dit: our_velocity(dit, 1, fp8=True), our_decoder),
 }
 
 
@@ -159,7 +182,7 @@ def measure(of: Workload, name: str) -> None:
     values = summary(steps)
     whole = count * values["median_s"] + decoding
     note = f"{count} steps and {decoding:.2f} s of decoding: {whole:.2f} s; the original's page says {of.published_s} s"
-    record(f"solver step, {of.name}, {name} bf16", COMMAND, {**values, "note": note})
+    record(f"solver step, {of.name}, {name}", COMMAND, {**values, "note": note})
 
 
 def main() -> None:

@@ -53,6 +53,18 @@ def test_the_engines_take_the_same_step(task):
 
 
 @torch.no_grad()
+def test_fp8_takes_a_step_nearby():
+    latent = VideoShape(1, 32, 48).latent
+    dit = Dit(TOY.dit("text2image")).eval()
+    steps = []
+    for velocity in (plain(dit), our_velocity(dit, fp8=True)):
+        torch.manual_seed(0)
+        steps.append(solver_step(velocity, TOY, "text2image", latent, "cpu")()[1].flatten())
+    cosine = torch.nn.functional.cosine_similarity(*steps, dim=0)
+    assert 0.95 < cosine < 0.999999  # guidance makes the difference 8 times as large
+
+
+@torch.no_grad()
 def test_the_decoders_make_every_frame_alike():
     latent = VideoShape(13, 32, 48).latent
     vae, frames = Vae(TOY.vae).eval(), []
