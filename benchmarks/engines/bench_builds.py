@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import record
+from benchmarks.report import ROOT, record
 from predict2_export.recipes import recipes
 from predict2_export.toy import TRAINED
 from predict2_export.verify import distance, random_inputs, run_module
@@ -23,7 +23,7 @@ COMMAND = "python -m benchmarks.engines.bench_builds"
 CASES = {  # what is built, by the arguments of `predict2-export engine`
     "toy, all stages, sm89 and sm120": (
         "--checkpoints",
-        str(TRAINED),
+        str(TRAINED.relative_to(ROOT)),
         "--gpu-arch",
         "sm89",
         "sm120",
@@ -56,7 +56,7 @@ def build(name: str, arguments: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "predict2_export.cli", "engine"]
         command += ["--flavour", "tensorrt_rtx", "--output", f"{folder}/plans", *arguments]
         began = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
         _, status, used = os.wait4(process.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0, command
         plans = sum(path.stat().st_size for path in Path(folder).rglob("*.plan"))
