@@ -57,23 +57,22 @@ def build_block(folder, preset, network, spec):
     return build_one(folder, preset, network, "main", partial(Dit, spec), partial(dit_graphs, spec))
 
 
-def test_a_block_of_the_2b_is_a_plan_for_all_that_its_preset_serves(tmp_path):
-    weights, plan = build_block(tmp_path, SMALL, "video2world_denoiser", networks.DIT_2B_VIDEO2WORLD)  # fmt: skip
-    # The weights are in it once, for both GPUs; kernels for them are some MB.
-    assert weights <= plan < 1.1 * weights
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "network", "spec"),
     [
-        (SMALL, "text2image_denoiser", networks.DIT_2B_TEXT2IMAGE),
-        (LARGE, "text2image_denoiser", networks.DIT_14B_TEXT2IMAGE),
+        (SMALL, "video2world_denoiser", networks.DIT_2B_VIDEO2WORLD),
         (LARGE, "video2world_denoiser", networks.DIT_14B_VIDEO2WORLD),
+        pytest.param(
+            *(SMALL, "text2image_denoiser", networks.DIT_2B_TEXT2IMAGE), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *(LARGE, "text2image_denoiser", networks.DIT_14B_TEXT2IMAGE), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_blocks_of_other_denoisers_are_plans(tmp_path, preset, network, spec):
+def test_a_block_is_a_plan_for_all_that_its_preset_serves(tmp_path, preset, network, spec):
     weights, plan = build_block(tmp_path, preset, network, spec)
+    # The weights are in it once, for both GPUs; kernels for them are some MB.
     assert weights <= plan < 1.1 * weights
 
 
