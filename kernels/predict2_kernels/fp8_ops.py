@@ -6,6 +6,7 @@ Beside `torch_ops`, whose rules hold here too.
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from . import reference
 from .torch_ops import _NAMESPACE, _contiguous, _dtype, _frames, _gated_twice, _launch
@@ -17,7 +18,7 @@ def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, dtype=reference.E4M3), x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::adaln_modulate_e4m3", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::adaln_modulate_e4m3", mutates_args=())
 def adaln_modulate_e4m3(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.adaln_modulate_e4m3`."""
     _frames(x, modulation, 2)
@@ -39,7 +40,7 @@ def _(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
     return _quantized(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gated_residual_modulate_e4m3", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::gated_residual_modulate_e4m3", mutates_args=())
 def gated_residual_modulate_e4m3(
     x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +69,7 @@ def _(
     return torch.empty_like(x), *_quantized(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gelu_quantize", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::gelu_quantize", mutates_args=())
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.gelu_quantize`; on CUDA x is bfloat16."""
     _at_least_a_row(x)

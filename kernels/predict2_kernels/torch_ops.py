@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from . import BFLOAT16, FLOAT, KernelError, check, library, reference
 
@@ -157,7 +158,7 @@ def _head_dim(q: Tensor, k: Tensor, weights: Sequence[Tensor], tables: Sequence[
     return head_dim
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::adaln_modulate", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::adaln_modulate", mutates_args=())
 def adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.adaln_modulate`."""
     _frames(x, modulation, 2)
@@ -179,7 +180,7 @@ def _(x: Tensor, modulation: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gated_residual", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::gated_residual", mutates_args=())
 def gated_residual(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     """As `reference.gated_residual`."""
     _gated(x, y, modulation)
@@ -202,7 +203,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gated_residual_modulate", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::gated_residual_modulate", mutates_args=())
 def gated_residual_modulate(
     x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -227,7 +228,7 @@ def _(x: Tensor, y: Tensor, modulation: Tensor, next_modulation: Tensor) -> tupl
     return torch.empty_like(x), torch.empty_like(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::qk_norm_rope", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::qk_norm_rope", mutates_args=())
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,

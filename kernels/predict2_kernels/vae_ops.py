@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from . import reference
 from .torch_ops import _NAMESPACE, _dtype, _launch
@@ -56,7 +57,7 @@ def _run(x: Tensor, gamma: Tensor, out: Tensor, silu: bool) -> None:
     _launch("predict2_rms_silu", (x, gamma, out), dtype, *pointers, *sizes, silu)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::rms_silu", mutates_args=())
+@torch_library.custom_op(f"{_NAMESPACE}::rms_silu", mutates_args=())
 def rms_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
     """As `reference.rms_silu`, in the layout of x."""
     _sizes(x, gamma)
@@ -76,7 +77,7 @@ def _(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::rms_silu_into", mutates_args=("out",))
+@torch_library.custom_op(f"{_NAMESPACE}::rms_silu_into", mutates_args=("out",))
 def rms_silu_into(x: Tensor, gamma: Tensor, out: Tensor, silu: bool = True) -> None:
     """`rms_silu` written to `out`: the later frames of a clip whose first a causal convolution kept.
 

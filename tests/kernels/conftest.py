@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import predict2_kernels
+from predict2_kernels import declare, library
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
@@ -21,7 +21,7 @@ LAUNCH = re.compile(r"^( *)(\w[^\n]*?)<<<(.+?)>>>\(", re.MULTILINE | re.DOTALL)
 class Backend:
     """A compiled library and the device of the tensors it takes."""
 
-    library: ctypes.CDLL
+    functions: ctypes.CDLL
     device: str
 
     def call(self, name, *arguments):
@@ -30,7 +30,7 @@ class Backend:
 
         cuda = self.device == "cuda"
         stream = torch.cuda.current_stream().cuda_stream if cuda else None
-        assert getattr(self.library, name)(*arguments, stream) == 0
+        assert getattr(self.functions, name)(*arguments, stream) == 0
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +54,11 @@ def host_library(tmp_path_factory):
     # every rounding as written: nvcc alone may contract products and sums
     options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-shared"]
     options.append("-DPREDICT2_TENSORRT_MAJOR=11")
-    library = folder / "libhost_kernels.so"
-    command = [compiler, *options, *includes, *map(str, sources), "-o", str(library)]
+    target = folder / "libhost_kernels.so"
+    command = [compiler, *options, *includes, *map(str, sources), "-o", str(target)]
     compiled = subprocess.run(command, capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stderr
-    return predict2_kernels.declare(ctypes.CDLL(str(library)))
+    return declare(ctypes.CDLL(str(target)))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -66,10 +66,10 @@ def backend(request):
     """Both backends, one after the other."""
     if request.param == "cpu":
         return Backend(request.getfixturevalue("host_library"), "cpu")
-    library = predict2_kernels.library()
-    if not hasattr(library, "predict2_rms_silu"):
+    built = library()
+    if not hasattr(built, "predict2_rms_silu"):
         pytest.skip("built without nvcc, or before these kernels")
-    return Backend(library, "cuda")
+    return Backend(built, "cuda")
 
 
 @pytest.fixture(params=["cpu", "built"])
@@ -77,10 +77,10 @@ def launchers(request):
     """The library for the CPU and the one that nvcc built, for what launchers do without a GPU."""
     if request.param == "cpu":
         return request.getfixturevalue("host_library")
-    library = predict2_kernels.library()
-    if not hasattr(library, "predict2_rms_silu"):
+    built = library()
+    if not hasattr(built, "predict2_rms_silu"):
         pytest.skip("built without nvcc, or before these kernels")
-    return library
+    return built
 
 
 @pytest.fixture(scope="session")

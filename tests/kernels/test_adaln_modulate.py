@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_export.networks import fused
@@ -33,7 +34,7 @@ def test_reference_is_the_networks_modulation(count):
 def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shape():
     arguments = normal(2, 3, 7, 24, dtype=torch.float32), normal(2, 3, 72, dtype=torch.float32)
     assert torch.equal(operator(*arguments), adaln_modulate(*arguments))
-    torch.library.opcheck(operator, arguments)
+    torch_library.opcheck(operator, arguments)
     with FakeTensorMode():
         x = torch.empty(1, 24, 1560, 2048, dtype=torch.bfloat16)
         out = operator(x, torch.empty(1, 24, 1, 6144, dtype=torch.bfloat16))

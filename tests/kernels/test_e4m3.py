@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_kernels import BFLOAT16, FLOAT, fp8_ops
@@ -121,7 +122,7 @@ def test_operators_on_the_cpu_are_their_references_and_fakes_have_their_shapes(
     given = arguments(count)
     for actual, expected in zip(operator(*given), reference(*given), strict=True):
         assert torch.equal(actual, expected)
-    torch.library.opcheck(operator, given)
+    torch_library.opcheck(operator, given)
     mode = FakeTensorMode()
     *total, codes, scales = operator(*(mode.from_tensor(t.bfloat16()) for t in given))
     assert [t.dtype for t in (*total, codes, scales)][-3:] == (

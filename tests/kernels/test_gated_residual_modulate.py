@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_export.networks import fused
@@ -54,8 +55,8 @@ def test_operators_on_the_cpu_are_their_references_and_fakes_have_their_shapes()
     for actual, expected in zip(operator(*arguments), gated_residual_modulate(*arguments), strict=True):  # fmt: skip
         assert torch.equal(actual, expected)
     assert torch.equal(operator_add(*arguments[:3]), gated_residual(*arguments[:3]))
-    torch.library.opcheck(operator, arguments)
-    torch.library.opcheck(operator_add, arguments[:3])
+    torch_library.opcheck(operator, arguments)
+    torch_library.opcheck(operator_add, arguments[:3])
     with FakeTensorMode():
         x = torch.empty(1, 3, 5, 64, dtype=torch.bfloat16)
         m = torch.empty(1, 3, 192, dtype=torch.bfloat16)

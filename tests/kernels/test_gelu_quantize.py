@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_kernels import fp8_ops
@@ -48,7 +49,7 @@ def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shapes():
     x = hidden(2, 3, 24)
     for actual, expected in zip(fp8_ops.gelu_quantize(x), gelu_quantize(x), strict=True):
         assert torch.equal(actual, expected)
-    torch.library.opcheck(fp8_ops.gelu_quantize, (x,))
+    torch_library.opcheck(fp8_ops.gelu_quantize, (x,))
     codes, scales = fp8_ops.gelu_quantize(FakeTensorMode().from_tensor(x))
     assert (codes.shape, codes.dtype) == ((2, 3, 24), E4M3)
     assert (scales.shape, scales.dtype) == ((2, 3, 1), torch.float32)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_export.networks.dit import Attention, RotaryTables
@@ -65,7 +66,7 @@ def test_operator_on_the_cpu_is_its_reference_and_its_fake_has_its_shapes():
         expected = qk_norm_rope(q, weights[0], Rotary(*rotary), 0.5)
         expected = expected.transpose(1, 2) if heads_first else expected
         assert torch.equal(outputs[0], expected)
-        torch.library.opcheck(operator, arguments)  # schema, aliasing and the fake's shapes
+        torch_library.opcheck(operator, arguments)  # schema, aliasing and the fake's shapes
     with FakeTensorMode():
         text = torch.empty(2, 7, 64, dtype=torch.bfloat16)
         queries = torch.empty(2, 30, 192, dtype=torch.bfloat16)[..., :64]

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from predict2_export.networks.vae import Caches, CausalConv3d, Chain, RmsNorm
@@ -51,8 +52,8 @@ def test_operators_on_the_cpu_are_their_reference_and_fakes_have_their_shapes():
             out = torch.empty_like(x)
             operator_into(x, gamma, out, silu)
             assert torch.equal(out, expected)
-        torch.library.opcheck(operator, (x, gamma))
-        torch.library.opcheck(operator_into, (x, gamma, torch.empty_like(x)))
+        torch_library.opcheck(operator, (x, gamma))
+        torch_library.opcheck(operator_into, (x, gamma, torch.empty_like(x)))
         mode = FakeTensorMode()
         fake = operator(mode.from_tensor(x), mode.from_tensor(gamma))
         assert (fake.shape, fake.stride()) == (x.shape, x.stride())

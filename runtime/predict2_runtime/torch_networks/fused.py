@@ -113,9 +113,9 @@ def _kernels(x: Tensor, coded: bool = False) -> Any:
     """The operators over our kernels, or those that write 8 bits, if they can compute on x; else None."""
     if not x.is_cuda or x.dtype not in (torch.float32, torch.bfloat16):
         return None
-    import predict2_kernels
+    from predict2_kernels import library
 
-    if predict2_kernels.library() is None:
+    if library() is None:
         return None
     from predict2_kernels import fp8_ops, torch_ops  # registers them
 

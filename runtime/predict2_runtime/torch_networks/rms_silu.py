@@ -44,10 +44,9 @@ def _kernels(x: Tensor) -> Any:
     fits = channels * x.element_size() % _VECTOR == 0 and channels <= _MAX_CHANNELS
     if not (x.is_cuda and fits and x.dtype in (torch.float32, torch.bfloat16)):
         return None
-    import predict2_kernels
+    from predict2_kernels import library
 
-    library = predict2_kernels.library()
-    if library is None or not hasattr(library, "predict2_rms_silu"):  # an older build
+    if not hasattr(library(), "predict2_rms_silu"):  # an older build
         return None
     from predict2_kernels import vae_ops  # registers them
 
