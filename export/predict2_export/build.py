@@ -7,23 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from predict2_runtime.engines import open_engine
-from predict2_runtime.repository import VERSION_FOLDER
-from predict2_spec.manifest import Graph, Manifest
+from predict2_spec.manifest import Graph
 from predict2_spec.presets import Preset, Task
 
 from .current import is_current
 from .fp8.recipe import Fp8Choice, fp8_recipes
 from .installation import (
+    EngineKind,
     Report,
-    check_unchanged,
-    copy_model,
+    build_engine,
     describe_files,
-    digest,
     install,
-    recipe_key,
-    replacing,
-    stamps,
-    versions,
     write_manifest,
 )
 from .layouts import located
@@ -108,34 +102,14 @@ def _build_either(
 def _build_stage(
     preset: Preset, templates: Path, output: Path, recipe: Recipe, tell: Report
 ) -> None:
-    name = recipe.network
-    tell(f"reading {recipe.checkpoint}")
-    before = stamps(recipe.files)
-    checkpoint_sha256 = digest(recipe.weight_files)
-    software = versions(_SOFTWARE)
-    key = recipe_key(recipe, checkpoint_sha256, software)
-    if is_current(output / name / VERSION_FOLDER, name, key):
-        copy_model(templates / name, output / name)
-        tell("already built from this checkpoint, kept")
-        return
-    with replacing(output / name) as folder:
-        copy_model(templates / name, folder)
-        engine = folder / VERSION_FOLDER
-        recipe.write_beside(engine)
-        manifest = Manifest(
-            network=name,
-            preset=preset.name,
-            kind=KIND,
-            precision=recipe.precision,
-            device=recipe.device,
-            checkpoint_sha256=checkpoint_sha256,
-            recipe=key,
-            versions=software,
-            graphs=_lower(recipe, engine, tell),
-        )
-        write_manifest(engine, manifest)
-        write_manifest(engine, _verified(manifest, recipe, engine, tell))
-        check_unchanged(before)
+    kind = EngineKind(
+        KIND,
+        _SOFTWARE,
+        is_current,
+        make=lambda engine, tell: {"graphs": _lower(recipe, engine, tell)},
+        verify=partial(_verify, recipe),
+    )
+    build_engine(preset, recipe, templates, output, kind, tell)
 
 
 def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
@@ -151,7 +125,7 @@ def _lower(recipe: Recipe, engine: Path, tell: Report) -> dict[str, Graph]:
     return written
 
 
-def _verified(manifest: Manifest, recipe: Recipe, engine: Path, tell: Report) -> Manifest:
+def _verify(recipe: Recipe, engine: Path, tell: Report) -> None:
     tell("running the torch module")
     answers = _answers(recipe)
     opened = open_engine(engine, recipe.network)
@@ -160,7 +134,7 @@ def _verified(manifest: Manifest, recipe: Recipe, engine: Path, tell: Report) ->
         result = verify(f"{recipe.network}/{name}", expected, opened.graphs[name], recipe.limits)
         tell(f"{name} agrees with torch: cosine {result.cosine:.7f}, error {result.max_error:.1e}")
         results[name] = result
-    return replace(manifest, verification=results)
+    write_manifest(engine, replace(opened.manifest, verification=results))
 
 
 def _answers(recipe: Recipe) -> dict[str, Answer]:

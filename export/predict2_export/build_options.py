@@ -18,7 +18,7 @@ Plugins = Literal["load", "serialize", "none"]
 PLUGINS: tuple[Plugins, ...] = get_args(Plugins)
 OPTIMIZATION_LEVELS = range(6)  # TensorRT's own
 _DEFAULT_LEVEL = 3  # TensorRT's own
-_FP8_SINCE = 89  # Ada; Hopper and Blackwell came after it
+FP8_SINCE = 89  # Ada; Hopper and Blackwell came after it
 _OLDEST = (10, 15)  # TensorRT whose parser knows ONNX's Attention and RMSNormalization
 
 
@@ -102,9 +102,9 @@ def check_fp8(architectures: Sequence[str]) -> None:
     Raises:
         InvalidRequestError: a GPU can't multiply FP8.
     """
-    if older := [name for name in architectures if int(name.removeprefix("sm")) < _FP8_SINCE]:
+    if older := [name for name in architectures if int(name.removeprefix("sm")) < FP8_SINCE]:
         raise InvalidRequestError(
-            f"--level fp8 needs GPUs from sm{_FP8_SINCE} on, not {', '.join(older)}; leave it out for those"
+            f"--level fp8 needs GPUs from sm{FP8_SINCE} on, not {', '.join(older)}; leave it out for those"
         )
 
 

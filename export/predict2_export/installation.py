@@ -7,10 +7,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from predict2_runtime.repository import read_preset, write_preset
+from predict2_runtime.repository import VERSION_FOLDER, read_preset, write_preset
 from predict2_spec import tensors
 from predict2_spec.errors import (
     CheckpointError,
@@ -213,6 +215,64 @@ def recipe_key(
     sha.update((checkpoint_sha256 + digest([*tokenizer, *files])).encode())
     sha.update(str(list(software.values())).encode())
     return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """How engines of one kind are made, and told from others."""
+
+    name: str  # in the manifest
+    software: tuple[str, ...]  # packages that make it
+    is_current: Callable[
+        [Path, str, str], bool
+    ]  # of a folder, a network and the digest of what shapes it
+    # Writes an engine's files into a folder; returns what its manifest says besides.
+    make: Callable[[Path, Report], Mapping[str, Any]]
+    verify: Callable[[Path, Report], None] = lambda engine, tell: (
+        None
+    )  # and notes it in the manifest
+    versions: Mapping[str, str] = field(default_factory=dict)  # of what isn't a package's own
+    chosen: str = ""  # how else it is made
+    code: tuple[str, ...] = ()  # modules of this package that shape it besides those that lower
+
+
+def build_engine(
+    preset: Preset, recipe: Recipe, templates: Path, output: Path, kind: EngineKind, tell: Report
+) -> bool:
+    """Install a recipe's engine in `output`, unless it is there; says whether it was built.
+
+    Raises:
+        CheckpointError: a file is damaged, holds other weights, or changed meanwhile.
+    """
+    name = recipe.network
+    tell(f"reading {recipe.checkpoint}")
+    before = stamps(recipe.files)
+    checkpoint_sha256 = digest(recipe.weight_files)
+    software = versions(kind.software) | dict(kind.versions)
+    key = recipe_key(recipe, checkpoint_sha256, software, kind.chosen, kind.code)
+    if kind.is_current(output / name / VERSION_FOLDER, name, key):
+        copy_model(templates / name, output / name)
+        tell("already built from this checkpoint, kept")
+        return False
+    with replacing(output / name) as folder:
+        copy_model(templates / name, folder)
+        engine = folder / VERSION_FOLDER
+        recipe.write_beside(engine)
+        manifest = Manifest(
+            network=name,
+            preset=preset.name,
+            kind=kind.name,
+            precision=recipe.precision,
+            device=recipe.device,
+            checkpoint_sha256=checkpoint_sha256,
+            recipe=key,
+            versions=software,
+            **kind.make(engine, tell),
+        )
+        write_manifest(engine, manifest)
+        kind.verify(engine, tell)
+        check_unchanged(before)
+    return True
 
 
 @contextmanager

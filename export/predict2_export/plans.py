@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from predict2_runtime.engines import read_manifest
 from predict2_runtime.engines.bindings import bindings, major
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import EngineMismatchError
-from predict2_spec.manifest import Graph, Manifest
+from predict2_spec.manifest import Graph
 from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
 
@@ -27,15 +28,11 @@ from .build_options import BuildOptions
 from .build_progress import watched
 from .checkpoint.wording import amount
 from .installation import (
+    EngineKind,
     Report,
-    check_unchanged,
-    copy_model,
+    build_engine,
     digest,
     install,
-    recipe_key,
-    replacing,
-    stamps,
-    versions,
     write_manifest,
 )
 from .profiles import Extent, free_dims, input_dims, profile
@@ -117,48 +114,36 @@ def _build_stage(
 ) -> None:  # fmt: skip
     name, options = recipe.network, choices.options
     module = bindings(options.flavour)
-    tell(f"reading {recipe.checkpoint}")
-    before = stamps(recipe.files)
-    checkpoint_sha256 = digest(recipe.weight_files)
-    software = versions(_SOFTWARE) | {options.flavour: module.__version__}
     library = plugin_path(major(module)) if options.plugins != "none" else None
     dtype = _dtype(recipe, choices)
-    chosen = f"{options} {dtype} {choices.extent} {digest([library]) if library else ''}"
-    key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
-    there = output / name / VERSION_FOLDER
-    if _is_current(there, preset, name, key):
-        copy_model(templates / name, output / name)
-        tell("already built from this checkpoint, kept")
-        manifest = read_manifest(there)
-        if manifest.cuda_graphs != choices.cuda_graphs:  # how many shapes is no matter of the plan
-            write_manifest(there, replace(manifest, cuda_graphs=choices.cuda_graphs))
-        _keep_missing_onnx(recipe, list(manifest.graphs), choices, tell)
-        return
-    with replacing(output / name) as folder:
-        copy_model(templates / name, folder)
-        engine = folder / VERSION_FOLDER
-        recipe.write_beside(engine)
+
+    def make(engine: Path, tell: Report) -> dict[str, Any]:
         graphs, plugins = _make_plans(preset, recipe, engine, choices, tell)
-        check_unchanged(before)
-        write_manifest(
-            engine,
-            Manifest(
-                network=name,
-                preset=preset.name,
-                kind=options.flavour,
-                precision=recipe.precision,
-                device=recipe.device,
-                checkpoint_sha256=checkpoint_sha256,
-                recipe=key,
-                versions=software,
-                graphs=graphs,
-                plugins=plugins,
-                plugins_inside=bool(plugins) and options.plugins == "serialize",
-                weights=options.weights,
-                version_compatible=options.version_compatible,
-                cuda_graphs=choices.cuda_graphs,
-            ),
-        )
+        return {
+            "graphs": graphs,
+            "plugins": plugins,
+            "plugins_inside": bool(plugins) and options.plugins == "serialize",
+            "weights": options.weights,
+            "version_compatible": options.version_compatible,
+            "cuda_graphs": choices.cuda_graphs,
+        }
+
+    kind = EngineKind(
+        options.flavour,
+        _SOFTWARE,
+        partial(_is_current, preset),
+        make,
+        versions={options.flavour: module.__version__},
+        chosen=f"{options} {dtype} {choices.extent} {digest([library]) if library else ''}",
+        code=_CODE,
+    )
+    if build_engine(preset, recipe, templates, output, kind, tell):
+        return
+    there = output / name / VERSION_FOLDER
+    manifest = read_manifest(there)
+    if manifest.cuda_graphs != choices.cuda_graphs:  # how many shapes is no matter of the plan
+        write_manifest(there, replace(manifest, cuda_graphs=choices.cuda_graphs))
+    _keep_missing_onnx(recipe, list(manifest.graphs), choices, tell)
 
 
 def _make_plans(
@@ -263,7 +248,7 @@ def _kept(source: Path, keep: Path | None) -> Path:
     return keep / source.name
 
 
-def _is_current(engine: Path, preset: Preset, network: str, key: str) -> bool:
+def _is_current(preset: Preset, engine: Path, network: str, key: str) -> bool:
     """Whether these very plans are there, verified or not; only their GPU can open them.
 
     Two presets may share a network and tune it for other sizes.

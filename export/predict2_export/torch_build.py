@@ -3,30 +3,23 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.manifest import Manifest
 from predict2_spec.networks import DitSpec, TextEncoderSpec, VaeSpec
 from predict2_spec.presets import Preset
 
-from .build_options import this_gpu
+from .build_options import FP8_SINCE, this_gpu
 from .comparison import Choices, compare
 from .current import is_current
 from .fp8.dynamic import chosen_recipe
 from .fp8.layers import Fp8Layers
 from .installation import (
+    EngineKind,
     Report,
-    check_unchanged,
-    copy_model,
-    digest,
-    recipe_key,
-    replacing,
-    stamps,
-    versions,
-    write_manifest,
+    build_engine,
 )
 from .recipes import Recipe
 from .to_onnx import check_disk
@@ -34,7 +27,6 @@ from .to_torch import DTYPES, FILE, PRECISIONS, describe_graph, write_safetensor
 
 KIND = "torch"
 _NETWORKS = (DitSpec, TextEncoderSpec, VaeSpec)  # that the runtime has in torch
-_FP8_SINCE = 89  # the architecture whose products take e4m3
 _SOFTWARE = ("cosmos-predict2-triton", "torch", "safetensors")
 # That shapes these engines besides what shapes all
 _CODE = ("to_torch.py", "fp8/dynamic.py", "fp8/dynamic_linear.py")
@@ -86,9 +78,9 @@ def torch_choices(
             f"an engine is compared with torch where it shall run, and torch {torch.__version__} finds no GPU here; "
             "build it on the machine with the GPU, or with --device cpu"
         )
-    if fp8 and int(here.removeprefix("sm")) < _FP8_SINCE:
+    if fp8 and int(here.removeprefix("sm")) < FP8_SINCE:
         raise InvalidRequestError(
-            f"this GPU, {here}, has no products of 8-bit floats, which came with sm{_FP8_SINCE}; leave out --level fp8"
+            f"this GPU, {here}, has no products of 8-bit floats, which came with sm{FP8_SINCE}; leave out --level fp8"
         )
     return TorchChoices(chosen, here, cuda_graphs, fp8)
 
@@ -102,41 +94,22 @@ def build_torch_stage(  # the recipe and whom to tell come last, as `install` gi
         CheckpointError: the weights are damaged or another network's.
         VerificationError: the engine's answers are not the torch module's; it isn't installed.
     """
-    name = recipe.network
     if choices.fp8 and isinstance(recipe.spec, DitSpec):
         recipe = replace(chosen_recipe(recipe, choices.fp8), device=choices.device)
     else:
         recipe = replace(recipe, precision=PRECISIONS[choices.dtype], device=choices.device)
-    tell(f"reading {recipe.checkpoint}")
-    before = stamps(recipe.files)
-    checkpoint_sha256 = digest(recipe.weight_files)
-    software = versions(_SOFTWARE)
-    chosen = f"{KIND} {choices.dtype} {choices.cuda_graphs}"
-    key = recipe_key(recipe, checkpoint_sha256, software, chosen, _CODE)
-    if is_current(output / name / VERSION_FOLDER, name, key):
-        copy_model(templates / name, output / name)
-        tell("already built from this checkpoint, kept")
-        return
-    with replacing(output / name) as folder:
-        copy_model(templates / name, folder)
-        engine = folder / VERSION_FOLDER
-        recipe.write_beside(engine)
+
+    def make(engine: Path, tell: Report) -> dict[str, Any]:
         network, graphs = recipe.lowerable(choices.dtype)
         check_disk(engine, network, 1)
         tell(f"writing weights in {choices.dtype}")
         write_safetensors(recipe.weights(), engine / FILE, choices.dtype)
-        manifest = Manifest(
-            network=name,
-            preset=preset.name,
-            kind=KIND,
-            precision=recipe.precision,
-            device=recipe.device,
-            checkpoint_sha256=checkpoint_sha256,
-            recipe=key,
-            versions=software,
-            graphs={k: describe_graph(g, engine / FILE, choices.dtype) for k, g in graphs.items()},
-            cuda_graphs=choices.cuda_graphs,
-        )
-        write_manifest(engine, manifest)
+        described = {k: describe_graph(g, engine / FILE, choices.dtype) for k, g in graphs.items()}
+        return {"graphs": described, "cuda_graphs": choices.cuda_graphs}
+
+    def verify(engine: Path, tell: Report) -> None:
         compare(engine, recipe, Choices(onnxruntime=False), tell)
-        check_unchanged(before)
+
+    chosen = f"{KIND} {choices.dtype} {choices.cuda_graphs}"
+    kind = EngineKind(KIND, _SOFTWARE, is_current, make, verify, chosen=chosen, code=_CODE)
+    build_engine(preset, recipe, templates, output, kind, tell)

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from predict2_export.toy import write_toy_checkpoint
+
 # Tiny layers gain nothing from threads and lose much to them when the machine has other work.
 torch.set_num_threads(1)
 
@@ -18,6 +20,14 @@ BUILT = (
     ROOT / "build" / "test" / "plans"
 )  # kept between runs, so that only what changed is built again
 GPUS = ("sm89", "sm120")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """The toy's files with random weights. Tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write_toy_checkpoint(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from predict2_export import build as building
 from predict2_export.build import build
 from predict2_export.checkpoint.names import text_encoder_state_dict
 from predict2_export.installation import digest
-from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.stages.text_encoder import TextEncoder
 from predict2_spec.errors import CheckpointError, VerificationError
@@ -21,13 +20,6 @@ from predict2_spec.presets import PRESETS, TOY
 
 TEMPLATES = Path(__file__).parents[2] / "model_repository"
 STAGE = "text_encoder"
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    write_toy_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,6 @@ RANGES = {  # not the sizes that the graph was exported at
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    write_toy_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def built(checkpoints, tmp_path_factory):
     output = tmp_path_factory.mktemp("served") / "toy"
     build(TOY, checkpoints, TEMPLATES, output, lambda line: None, only=STAGE)

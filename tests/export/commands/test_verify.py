@@ -5,18 +5,10 @@ import pytest
 
 from predict2_export.build import build
 from predict2_export.cli import main
-from predict2_export.toy import write_toy_checkpoint
 from predict2_runtime.engines import read_manifest
 from predict2_spec.presets import TOY
 
 TEMPLATES = Path(__file__).parents[3] / "model_repository"
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    write_toy_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
