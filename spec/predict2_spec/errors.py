@@ -28,8 +28,16 @@ class RequestCancelledError(Predict2Error):
     """The caller went away or asked to stop; not a failure of the server."""
 
 
+class RequestExpiredError(RequestCancelledError):
+    """Its time limit passed, or nobody renewed its lease, so the server stopped the work."""
+
+
 class ServerUnavailableError(Predict2Error):
     """No server answers, or it isn't ready; trying again later can help."""
+
+
+class BusyError(ServerUnavailableError):
+    """The server has as much to do as it takes on; trying again after a while helps."""
 
 
 class EngineMismatchError(Predict2Error):

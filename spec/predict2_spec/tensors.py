@@ -68,6 +68,13 @@ GENERATE = Model(
     decoupled=True,
 )
 
+# Beside the calls that make something: how far one of them is, its result, stopping it. See `tracking`.
+TRACKING = Model(
+    "tracking",
+    (Tensor("request_id", "BYTES", (1,)), Tensor("action", "BYTES", (1,), optional=True)),
+    (Tensor("state", "BYTES", (1,)), MEDIA, METADATA),  # JSON: tracking.RequestState
+)
+
 TEXT_ENCODER = Model(
     "text_encoder",
     (Tensor("prompt", "BYTES", (-1,)),),  # n prompts
