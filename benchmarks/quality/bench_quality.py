@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoints", type=Path, default=TRAINED)
     parser.add_argument("--samples", type=int, default=200, help="of each task (%(default)s)")
     parser.add_argument("--fp8-samples", type=int, default=100, help="of each task at the level fp8, the first of those (%(default)s); 0 leaves it out")  # fmt: skip
+    parser.add_argument("--torch-fp8-samples", type=int, default=50, help="the same of torch's engines (%(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/quality"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
@@ -78,14 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _gate(args: argparse.Namespace, networks: Networks, exact: Sequence[Result]) -> int:
-    """Measure the level fp8 beside the level exact; 1 if it is worse than its limits."""
-    count = min(args.fp8_samples, args.samples)
-    if not count:
-        return 0
+    """Measure the level fp8 of each kind of engine beside the level exact; 1 if one is worse than its limits."""
     problems: list[str] = []
-    for found in levels.drifts(exact, levels.in_fp8(networks, args.checkpoints, args.output), count):  # fmt: skip
-        record(f"quality.fp8 {found.exact.task}", _command(), levels.values(found))
-        problems += found.problems()
+    for kind, count, make in (
+        ("", args.fp8_samples, levels.in_fp8),
+        ("-torch", args.torch_fp8_samples, levels.in_torch_fp8),
+    ):
+        count = min(count, args.samples)
+        if not count:
+            continue
+        for found in levels.drifts(exact, make(networks, args.checkpoints, args.output), count):
+            record(f"quality.fp8{kind} {found.exact.task}", _command(), levels.values(found))
+            problems += [f"fp8{kind}: {problem}" for problem in found.problems()]
     for problem in problems:
         print(f"the level fp8 is worse than it may be: {problem}", file=sys.stderr)
     return 1 if problems else 0

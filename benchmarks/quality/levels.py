@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The toy's level fp8 beside its level exact: the same prompts, the same seeds."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from predict2_export.fp8.calibrate import Measurement, read_prompts
+from torch import Tensor
+
+from benchmarks.report import ROOT
+from predict2_export.build import build
+from predict2_export.fp8.calibrate import DENOISERS, Measurement, read_prompts
+from predict2_export.fp8.layers import DEFAULT_LAYERS
 from predict2_export.fp8.recipe import Fp8Choice, fp8_recipes
 from predict2_export.recipes import recipes
+from predict2_export.torch_build import torch_choices
 from predict2_export.toyworld.drift import Drift, drift, lowest_tenth, median
 from predict2_export.toyworld.quality import (
     Networks,
@@ -16,6 +23,8 @@ from predict2_export.toyworld.quality import (
     judge_text2world,
     judge_video2world,
 )
+from predict2_runtime.engines import open_engine
+from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.presets import TOY
 
 JUDGES = (judge_text2image, judge_video2world, judge_text2world)
@@ -32,6 +41,29 @@ def in_fp8(networks: Networks, checkpoints: Path, folder: Path) -> Networks:
         if recipe.precision == "fp8"
     }
     return replace(networks, **denoisers)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine, called as the network is that it replaces."""
+
+    run: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    inputs: tuple[str, ...]
+
+    def __call__(self, *tensors: Tensor | None) -> Tensor:
+        given = dict(zip(self.inputs, tensors, strict=False))
+        return self.run(given)["velocity"]
+
+
+def in_torch_fp8(networks: Networks, checkpoints: Path, folder: Path) -> Networks:
+    """The same networks with both denoisers as torch engines of the level fp8, built and opened as a server's are."""
+    choices = torch_choices("cpu", fp8=DEFAULT_LAYERS)
+    opened: dict[str, Any] = {}
+    for network in DENOISERS:
+        build(TOY, checkpoints, ROOT / "model_repository", folder / "torch", _told, only=network, torch_choices=choices)  # fmt: skip
+        engine = open_engine(folder / "torch" / network / VERSION_FOLDER, network).graphs["main"]
+        opened[network.removesuffix("_denoiser")] = Opened(engine, engine.inputs)
+    return replace(networks, **opened)
 
 
 def _told(line: str) -> None:
