@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
     )
+    parser.add_argument(
+        "--allow-shared-memory",
+        action="store_true",
+        help="let callers on this machine register shared memory; they can then read and write any region by name",
+    )
     parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
     owner.add_flags(parser)
     return parser
@@ -165,7 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             triton = find_tritonserver(Path(work_folder))
             signals, failed = _Signals(), True
             server = launch.start(
-                triton, args.repository, ports, Path(work_folder), policy, verbose=args.verbose
+                triton,
+                args.repository,
+                ports,
+                Path(work_folder),
+                policy,
+                verbose=args.verbose,
+                open_shared_memory=args.allow_shared_memory,
             )
             try:
                 code = _run(server, args, policy, signals)

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from .checks import SHARED_MEMORY
 from .tritonserver import Tritonserver
 
 _TERMINATE_S = 20  # for Triton to end once nothing runs any more
+# What Triton offers anyone who can reach it beside serving models: loading and unloading, the levels of its log and
+# traces. Nobody needs it here, so it is put behind a key that nobody has.
+_CLOSED = ("model-repository", "trace", "logging")
+_SHARED_MEMORY = "shared-memory"  # any region of /dev/shm by its name, to read and to write
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ def start(
     policy: Policy,
     *,
     verbose: bool,
+    open_shared_memory: bool = False,
 ) -> Server:
     """Start Triton over a repository; `work_folder` lives as long as it."""
     run_folder = work_folder / "run"
     run_folder.mkdir()
     shared_memory = f"predict2_{uuid4().hex}_"
     command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
+    command += restrictions(open_shared_memory)
     environment = server_environment(triton, os.environ, run_folder, policy)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -88,6 +95,13 @@ def server_command(
     if triton.backends:
         command.append(f"--backend-directory={triton.backends}")
     return command
+
+
+def restrictions(open_shared_memory: bool) -> list[str]:
+    """The arguments that close what callers have no business with."""
+    closed = _CLOSED if open_shared_memory else (*_CLOSED, _SHARED_MEMORY)
+    key = f"{','.join(closed)}:key={secrets.token_hex(16)}"
+    return [f"--http-restricted-api={key}", f"--grpc-restricted-protocol={key}"]
 
 
 def server_environment(
