@@ -13,16 +13,14 @@ PREDICT2_API const char* predict2_error_name(int code) {
   return cudaGetErrorName(static_cast<cudaError_t>(code));
 }
 
-PREDICT2_API int predict2_cfg_ab2_step(float* latents, const void* flow_cond,
+PREDICT2_API int predict2_cfg_ab2_step(int dtype, const float* latents, const void* flow_cond,
                                        const void* flow_uncond, const float* previous_x0,
-                                       const float* condition, float* x0, int64_t channels,
-                                       int64_t frames, int64_t plane, int64_t num_condition,
-                                       float time, float guidance, double keep, double now,
-                                       double before, void* stream) {
-  return predict2::CfgAb2Step(
-      latents, static_cast<const __nv_bfloat16*>(flow_cond),
-      static_cast<const __nv_bfloat16*>(flow_uncond), previous_x0, condition, x0, channels, frames,
-      plane, num_condition, {time, guidance, keep, now, before}, static_cast<cudaStream_t>(stream));
+                                       const float* condition, const double* step, float* out,
+                                       float* x0, int64_t channels, int64_t frames, int64_t plane,
+                                       int64_t num_condition, void* stream) {
+  return predict2::CfgAb2Step(static_cast<predict2::DType>(dtype), latents, flow_cond, flow_uncond,
+                              previous_x0, condition, step, out, x0, channels, frames, plane,
+                              num_condition, static_cast<cudaStream_t>(stream));
 }
 
 PREDICT2_API int predict2_adaln_modulate(int dtype, const void* x, const void* modulation,

@@ -10,9 +10,7 @@ _ARRAY = ctypes.c_void_p
 _SIZE = ctypes.c_int64
 _STREAM = ctypes.c_void_p
 _SIGNATURES = {
-    "predict2_cfg_ab2_step": (
-        (_ARRAY,) * 6 + (_SIZE,) * 4 + (ctypes.c_float,) * 2 + (ctypes.c_double,) * 3 + (_STREAM,)
-    ),
+    "predict2_cfg_ab2_step": (ctypes.c_int, *(_ARRAY,) * 8, *(_SIZE,) * 4, _STREAM),
     "predict2_adaln_modulate": (ctypes.c_int, *(_ARRAY,) * 3, *(_SIZE,) * 4, _STREAM),
     "predict2_adaln_modulate_e4m3": (ctypes.c_int, *(_ARRAY,) * 4, *(_SIZE,) * 4, _STREAM),
     "predict2_gated_residual": (ctypes.c_int, *(_ARRAY,) * 4, *(_SIZE,) * 3, _STREAM),

@@ -13,37 +13,31 @@ LARGEST = torch.finfo(E4M3).max  # 448
 SMALLEST_SCALE = 2.0**-64  # so that a row of zeros has one with an inverse
 
 
-@dataclass(frozen=True)
-class SolverStep:
-    """Scalars of one solver step, as in `cfg_ab2_step.h`."""
-
-    time: float
-    guidance: float
-    keep: float
-    now: float
-    before: float
-
-
 def cfg_ab2_step(
     latents: Tensor,
     flow_cond: Tensor,
     flow_uncond: Tensor | None,
     previous_x0: Tensor,
     condition: Tensor | None,
-    step: SolverStep,
+    step: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(new latents, x0) for FP32 latents [C, T, P] and network outputs of the same shape."""
+    """(new latents, x0) for FP32 latents [C, T, ...] and network outputs of the same shape.
+
+    `step` holds five float64: time, guidance, keep, now, before, as in `cfg_ab2_step.h`. `condition` is the first
+    frames, [C, K, ...].
+    """
+    time, rest, guidance = torch.stack([step[0], 1 - step[0], step[1]]).to(latents.dtype)
 
     def predict(flow: Tensor) -> Tensor:
-        x0 = (1.0 - step.time) * latents - step.time * flow.to(latents.dtype)
+        x0 = rest * latents - time * flow.to(latents.dtype)
         if condition is not None:
             x0 = torch.cat([condition, x0[:, condition.shape[1] :]], dim=1)
         return x0
 
     x0 = predict(flow_cond)
     if flow_uncond is not None:
-        x0 = x0 + step.guidance * (x0 - predict(flow_uncond))
-    new = step.keep * latents.double() + step.now * x0.double() + step.before * previous_x0.double()
+        x0 = x0 + guidance * (x0 - predict(flow_uncond))
+    new = step[2] * latents.double() + step[3] * x0.double() + step[4] * previous_x0.double()
     return new.to(latents.dtype), x0
 
 
