@@ -57,15 +57,19 @@ def test_what_tools_read_is_open(server, path):
     ],
 )
 def test_grpc_callers_can_only_infer_and_look(server, ask):
-    with tritonclient.grpc.InferenceServerClient(server.url) as client:
-        with pytest.raises(InferenceServerException, match="restricted"):
-            ask(client)
+    with (
+        tritonclient.grpc.InferenceServerClient(server.url) as client,
+        pytest.raises(InferenceServerException, match="restricted"),
+    ):
+        ask(client)
 
 
 def test_a_request_with_somebody_elses_shared_memory_is_refused(server):
     """The region that a stage of the server itself uses can't be named, for it was never registered."""
     prompt = tritonclient.grpc.InferInput("prompt", [1], "BYTES")
     prompt.set_shared_memory("predict2", 64)
-    with tritonclient.grpc.InferenceServerClient(server.url) as client:
-        with pytest.raises(InferenceServerException, match="Unable to find"):
-            client.infer("text2image", [prompt], client_timeout=60)
+    with (
+        tritonclient.grpc.InferenceServerClient(server.url) as client,
+        pytest.raises(InferenceServerException, match="Unable to find"),
+    ):
+        client.infer("text2image", [prompt], client_timeout=60)
