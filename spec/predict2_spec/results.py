@@ -14,6 +14,8 @@ class Event:
     step: int  # 1 .. of
     of: int
     seconds: float  # since the request began
+    # Until the solver's last step, at the pace of those before; decoding and checks follow. None: not known.
+    eta_s: float | None = None
 
     def to_json(self) -> str:
         """The event as it goes over the wire."""

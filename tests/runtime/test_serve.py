@@ -2,10 +2,14 @@
 import numpy as np
 import pytest
 
+from predict2_runtime.outcomes import Outcome
 from predict2_runtime.serve import serve, serve_stage, serve_stream
 from predict2_spec.errors import (
+    BlockedError,
     EngineMismatchError,
     InvalidRequestError,
+    RequestCancelledError,
+    RequestExpiredError,
     ServerUnavailableError,
     VerificationError,
 )
@@ -118,3 +122,46 @@ def test_a_missing_input_is_named(pb_utils):
     (response,) = serve_stage(pb_utils, TEXT_ENCODER, [pb_utils.Request()], encode)
     assert response.error.message() == "prompt is missing; text_encoder can't do without it"
     assert response.error.code() == pb_utils.TritonError.INVALID_ARG
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "ok"),
+        (InvalidRequestError("x"), "refused"),
+        (BlockedError("x"), "blocked"),
+        (RequestCancelledError("x"), "cancelled"),
+        (RequestExpiredError("x"), "expired"),
+        (ServerUnavailableError("x"), "unavailable"),
+        (EngineMismatchError("x"), "unavailable"),
+        (VerificationError("x"), "failed"),
+        (ZeroDivisionError(), "failed"),
+    ],
+)
+def test_how_each_request_ended_is_told_once_and_before_the_answer(pb_utils, error, status):
+    def work(inputs, progress):
+        progress.done("check_prompt")
+        progress.done("denoise_image", 1, 2)
+        beside = progress.beside()
+        beside.done("denoise_image", 1, 2)
+        if error:
+            raise error
+        return {"metadata": "{}"}
+
+    def observe(outcome):
+        told.append((outcome, len(request.sent)))
+
+    told, request = [], asked(pb_utils)
+    serve(pb_utils, GENERATE, [request], work, observe=observe)
+    serve_stream(pb_utils, GENERATE, [request], work, observe=observe)
+    assert [(o.model, o.status, o.steps, sent) for o, sent in told] == [
+        ("generate", status, 2, 0),
+        ("generate", status, 2, 3),  # three events; the answer comes after
+    ]
+    assert set(told[0][0].seconds) == {"check_prompt", "denoise_image", "total"}
+
+
+def test_a_request_that_is_refused_before_the_work_is_told_too(pb_utils):
+    told = []
+    serve(pb_utils, GENERATE, [pb_utils.Request()], None, observe=told.append)
+    assert told == [Outcome("generate", "refused", {"total": 0.0}, 0)]

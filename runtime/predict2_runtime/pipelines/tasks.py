@@ -134,12 +134,9 @@ def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress)
     width, height = backend.preset.size("text2image", request.aspect_ratio)
     moderator = open_moderator(backend, request, progress)
     moderator.check_text(request.prompt, "prompt")
-    picture = make_picture(
-        backend,
-        progress,
-        replace(_sampling(request), guidance=request.image_guidance),
-        VideoShape(1, height, width),
-    )
+    sampling = replace(_sampling(request), guidance=request.image_guidance)
+    with progress.more_to_come():
+        picture = make_picture(backend, progress, sampling, VideoShape(1, height, width))
     first = cover_crop(picture[0], shape.height, shape.width)[None]
     refinement = _refine(moderator, request, {"frames": first})
     return finish_clip(request, PreparedClip(moderator, shape, first, refinement))
