@@ -7,6 +7,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from predict2_spec.admission import (
+    BATCH,
+    INTERACTIVE,
+    PUBLIC_MODELS,
+    QUEUE_SIZE,
+    REQUEST_TIMEOUT_S,
+)
 from predict2_spec.tensors import MODELS
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -55,6 +62,24 @@ def test_config_agrees_with_the_contract(name):
     assert configured(config.input) == described(model.inputs, with_optional=True)
     assert configured(config.output) == described(model.outputs, with_optional=False)
     assert config.model_transaction_policy.decoupled == model.decoupled
+
+
+@pytest.mark.parametrize("name", [model.name for model in PUBLIC_MODELS])
+def test_public_models_have_bounded_queues_of_two_priorities(name):
+    batching = read_config(name).dynamic_batching
+    assert batching.priority_levels == BATCH
+    assert batching.default_priority_level == INTERACTIVE
+    policy = batching.default_queue_policy
+    assert policy.max_queue_size == QUEUE_SIZE
+    assert policy.default_timeout_microseconds == REQUEST_TIMEOUT_S * 1e6
+    assert policy.allow_timeout_override
+    assert policy.timeout_action == policy.REJECT
+    assert not batching.priority_queue_policy
+
+
+@pytest.mark.parametrize("name", MODELS.keys() - {model.name for model in PUBLIC_MODELS})
+def test_nothing_that_a_running_request_needs_can_refuse_it_for_being_full(name):
+    assert not read_config(name).HasField("dynamic_batching")
 
 
 @pytest.mark.parametrize("name", MODELS)
