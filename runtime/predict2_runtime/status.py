@@ -4,6 +4,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from predict2_spec.admission import error_from_words, prefix_of
 from predict2_spec.errors import (
     BlockedError,
     EngineMismatchError,
@@ -26,10 +27,6 @@ _CODES: tuple[tuple[type[Predict2Error], str, str], ...] = (
 )
 
 
-# Triton 2.51 tells a model that called another INTERNAL whatever the other one said; these words survive.
-UNAVAILABLE_PREFIX = "unavailable: "
-
-
 def _names(error: Predict2Error) -> tuple[str, str]:
     found = (names for kind, *names in _CODES if isinstance(error, kind))
     triton, grpc = next(found, ["INTERNAL", "INTERNAL"])
@@ -38,15 +35,16 @@ def _names(error: Predict2Error) -> tuple[str, str]:
 
 def to_triton(pb_utils: Any, error: Predict2Error) -> Any:
     """The error as a TritonError."""
-    code = _names(error)[0]
-    prefix = UNAVAILABLE_PREFIX if code == "UNAVAILABLE" else ""
-    return pb_utils.TritonError(f"{prefix}{error}", getattr(pb_utils.TritonError, code))
+    code = getattr(pb_utils.TritonError, _names(error)[0])
+    return pb_utils.TritonError(f"{prefix_of(error)}{error}", code)
 
 
 def to_failure(error: Predict2Error) -> Failure:
     """The error as the last message of a stream."""
     verdict = getattr(error, "verdict", None)
-    return Failure(_names(error)[1], str(error), asdict(verdict) if verdict else None)
+    return Failure(
+        _names(error)[1], f"{prefix_of(error)}{error}", asdict(verdict) if verdict else None
+    )
 
 
 def from_triton(pb_utils: Any, error: Any, model: str) -> Predict2Error:
@@ -54,8 +52,8 @@ def from_triton(pb_utils: Any, error: Any, model: str) -> Predict2Error:
     code, message = error.code(), error.message()
     if message.startswith(BLOCKED_PREFIX):
         return BlockedError(message)
-    if message.startswith(UNAVAILABLE_PREFIX):
-        return ServerUnavailableError(message.removeprefix(UNAVAILABLE_PREFIX))
+    if known := error_from_words(message):
+        return known
     for kind, name, _ in _CODES:
         if code == getattr(pb_utils.TritonError, name):
             return kind(message)

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who gets in and who waits: queues of the public models, and the words by which a refusal's kind is known."""
 
-from .errors import BusyError, Predict2Error, RequestExpiredError, ServerUnavailableError
+from .errors import (
+    BusyError,
+    EngineMismatchError,
+    Predict2Error,
+    RequestExpiredError,
+    ServerUnavailableError,
+)
 from .tensors import BEST_OF_N, GENERATE, TASK_MODELS
 
 # Stages have no bounded queue: a request that got in must not fail half way because others got in too.
@@ -22,6 +28,7 @@ _EXPIRED_IN_QUEUE = "Request timeout expired"
 PREFIXES: dict[type[Predict2Error], str] = {  # subclasses before their parents
     BusyError: "busy: ",
     ServerUnavailableError: "unavailable: ",
+    EngineMismatchError: "unavailable: ",  # to a caller it is no more than that
     RequestExpiredError: "expired: ",
 }
 

@@ -22,11 +22,16 @@ def test_kind_and_words_survive_where_only_a_message_does(kind):
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidRequestError("no"), RequestCancelledError("gone"), EngineMismatchError("old")],
+    [InvalidRequestError("no"), RequestCancelledError("gone")],
 )
 def test_other_errors_travel_by_their_status(error):
     assert prefix_of(error) == ""
     assert error_from_words(str(error)) is None
+
+
+def test_an_engine_that_does_not_fit_is_a_server_that_is_not_there():
+    error = EngineMismatchError("built for another GPU")
+    assert type(error_from_words(f"{prefix_of(error)}{error}")) is ServerUnavailableError
 
 
 def test_no_prefix_hides_another():
