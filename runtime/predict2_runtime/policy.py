@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from .logs import LogFormat, LogLevel
+
 POLICY_VARIABLE = "PREDICT2_POLICY"  # of the environment; JSON, without secrets
 # Of the environment: the keys of endpoints, which are never in a policy.
 TEXT_GUARD_KEY_VARIABLE = "PREDICT2_TEXT_GUARD_API_KEY"
@@ -39,6 +41,10 @@ class Policy:
     require_refiner: bool = (
         False  # refuse what the refiner fails on, rather than go on with the prompt
     )
+
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    warm_up: bool = True  # have every engine evaluate something before the server is ready
 
     def to_json(self) -> str:
         """The policy as it stands in the environment."""

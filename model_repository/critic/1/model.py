@@ -4,11 +4,13 @@ import triton_python_backend_utils as pb_utils
 from predict2_runtime.bls import bls_call
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.critic import Critic
+from predict2_runtime.start import begin
 from predict2_spec.tensors import CRITIC
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        begin(args)
         self.stage = Critic(bls_call(pb_utils))
 
     def execute(self, requests):

@@ -4,11 +4,13 @@ import triton_python_backend_utils as pb_utils
 from predict2_runtime.bls import bls_call
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.prompt_refiner import PromptRefiner
+from predict2_runtime.start import begin
 from predict2_spec.tensors import PROMPT_REFINER
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        begin(args)
         self.stage = PromptRefiner(bls_call(pb_utils))
 
     def execute(self, requests):

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-
 import triton_python_backend_utils as pb_utils
 
-from predict2_runtime.policy import read_policy
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.reasoner import Reasoner
+from predict2_runtime.start import begin
 from predict2_spec.tensors import REASONER
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = Reasoner.open(read_policy(os.environ))
+        policy = begin(args)
+        self.stage = Reasoner.open(policy)
+        if policy.warm_up:
+            self.stage.warm_up(policy)
 
     def execute(self, requests):
         return serve_stage(pb_utils, REASONER, requests, self.stage)

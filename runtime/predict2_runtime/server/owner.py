@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from predict2_runtime.guardrails.blocklist import Blocklist
 from predict2_runtime.guardrails.text_guard import kind_of
 from predict2_runtime.language import local_kind
+from predict2_runtime.logs import LOG_FORMATS, LOG_LEVELS
 from predict2_runtime.policy import (
     REASONER_KEY_VARIABLE,
     TEXT_GUARD_KEY_VARIABLE,
@@ -40,6 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     refiner.add_argument("--reasoner", metavar="WHERE", help=f"Cosmos-Reason1: {_WHERE}; the default is what lies in --checkpoints; '{NONE}': no refiner, no critic")  # fmt: skip
     refiner.add_argument("--offload-prompt-refiner", action="store_true", help="keep a local reasoner on the CPU between calls")  # fmt: skip
     refiner.add_argument("--require-prompt-refiner", action="store_true", help="refuse a request when the refiner fails, rather than take its own prompt")  # fmt: skip
+    running = parser.add_argument_group("start and log")
+    running.add_argument("--no-warm-up", action="store_true", help="be ready as soon as the engines are loaded; first requests take longer")  # fmt: skip
+    running.add_argument("--log-format", choices=LOG_FORMATS, default="text", help="of the models' log (%(default)s)")  # fmt: skip
+    running.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="debug: a line for each call of a stage, too (%(default)s)")  # fmt: skip
     models = parser.add_argument_group("language models")
     models.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
     models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
@@ -79,6 +84,9 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         text_guard=text_guard,
         reasoner=reasoner,
         require_refiner=args.require_prompt_refiner,
+        log_format=args.log_format,
+        log_level=args.log_level,
+        warm_up=not args.no_warm_up,
     )
 
 

@@ -12,11 +12,13 @@ from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import Preset, Task
 from predict2_spec.requests import LIMITS, MAX_DISTILL_STEPS, SOLVERS, Solver, check_guidance
-from predict2_spec.video import LatentShape
+from predict2_spec.video import LatentShape, VideoShape
 
 from . import Arrays
+from .warming import warming_shapes
 
 _TENSORS = (
     "latents",
@@ -35,12 +37,14 @@ class Denoiser:
     task: Task  # text2image or video2world
     engine: Engine
     placement: Placement = NUMPY  # the engine's
+    warming: tuple[VideoShape, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, preset: Preset, task: Task) -> "Denoiser":
         """The stage whose engine is installed in `folder`."""
         opened = open_engine(folder, f"{task}_denoiser")
-        return cls(preset, task, opened.graphs["main"], opened.placement)
+        shapes = warming_shapes(opened.manifest, preset, task)
+        return cls(preset, task, opened.graphs["main"], opened.placement, shapes)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
@@ -66,6 +70,11 @@ class Denoiser:
         x0 = guided_x0(self._velocity, latents, step.sigma, Guidance(*embeds, scale), condition)
         result = {"latents": update(step, latents, x0, previous), "x0": x0}
         return {name: self.placement.to_numpy(array) for name, array in result.items()}
+
+    def warm_up(self) -> None:
+        """A step at each shape, guided as requests are that leave everything at its default."""
+        for shape in self.warming:
+            self(_warming_inputs(self.preset, self.task, shape.latent))
 
     def _velocity(self, latents: Array, time: Array, embeds: Array, mask: Array | None) -> Array:
         inputs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": embeds}
@@ -96,6 +105,26 @@ class Denoiser:
                 raise InvalidRequestError(
                     f"{name} {inputs[name].shape} must be {expected}, as text_encoder makes it"
                 )
+
+
+def _warming_inputs(preset: Preset, task: Task, shape: LatentShape) -> dict[str, Any]:
+    """Pictures have no negative prompt by default, which is sent as zeros; clips have one."""
+    distilled, picture = preset.distilled and task == "text2image", task == "text2image"
+    latents = np.ones((LATENT_CHANNELS, shape.frames, shape.height, shape.width), np.float32)
+    embeds = np.ones((preset.text_encoder.num_tokens, preset.dit(task).text_width), np.float32)
+    inputs = {
+        "latents": latents,
+        "previous_x0": np.zeros_like(latents),
+        "step": np.array([0]),
+        "num_steps": np.array([1]),
+        "guidance": np.array([0.0 if distilled else 1.0]),
+        "prompt_embeds": embeds,
+    }
+    if not distilled:
+        inputs["negative_prompt_embeds"] = (0.0 if picture else 0.5) * embeds
+    if not picture:
+        inputs["condition_latents"] = latents[:, :1]
+    return inputs
 
 
 def _check_numbers(inputs: Arrays) -> None:

@@ -14,6 +14,7 @@ from predict2_spec.presets import Preset
 from predict2_spec.requests import check_text
 
 from . import Arrays
+from .warming import TEXT
 
 BLOCKLIST = "blocklist"  # as a verdict names this check
 EMPTY = "empty"  # the category of a text with nothing in it
@@ -58,6 +59,11 @@ class GuardrailText:
         raise InvalidRequestError(
             f"subject {subject!r:.40} is unknown; choose one of {', '.join(SUBJECTS)}"
         )
+
+    def warm_up(self, policy: Policy) -> None:
+        """Have a guard model in this process judge a text; an endpoint is warmed by whoever runs it."""
+        if self.guard and policy.text_guard and not policy.text_guard.url:
+            self.guard(TEXT)
 
     def judge(self, text: str, subject: Subject) -> Verdict:
         """The verdict about a text."""

@@ -19,8 +19,10 @@ from predict2_spec.guardrails import SUBJECTS, UNDECIDED, Subject, Verdict
 from predict2_spec.networks import FrameGuardSpec
 from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
+from predict2_spec.video import VideoShape
 
 from . import Arrays
+from .warming import warming_shapes
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,15 @@ class GuardrailVideo:
     content: Engine  # on numpy arrays, as the next
     faces: Engine
     shapes: tuple[tuple[int, int], ...]  # as largest_shapes gives them
+    warming: tuple[VideoShape, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "GuardrailVideo":
         """The stage whose engine is installed in `folder`."""
-        content, faces = map(open_engine(folder, GUARDRAIL_VIDEO.name).on_numpy, (CONTENT, FACES))
-        return cls(preset.frame_guard, content, faces, largest_shapes(preset))
+        opened = open_engine(folder, GUARDRAIL_VIDEO.name)
+        content, faces = map(opened.on_numpy, (CONTENT, FACES))
+        warming = warming_shapes(opened.manifest, preset, preset.tasks[-1])
+        return cls(preset.frame_guard, content, faces, largest_shapes(preset), warming)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`frames` UINT8 [F, H, W, 3] -> `frames` to show, and a `verdict` as JSON.
@@ -58,6 +63,14 @@ class GuardrailVideo:
         self._check_size(frames)
         shown, verdict = self._look(frames, _subject(inputs, len(frames)))
         return {"frames": shown, "verdict": verdict.to_json()}
+
+    def warm_up(self) -> None:
+        """Look at black frames, whatever is found in them; unlike a request's, an engine's failure comes out."""
+        for shape in self.warming:
+            count = min(BATCH, shape.frames)
+            frames = np.zeros((count, shape.height, shape.width, 3), np.uint8)
+            self._find_unsafe(frames)
+            self._without_faces(frames)
 
     def _check_size(self, frames: Frames) -> None:
         count, height, width = frames.shape[:3]

@@ -16,6 +16,7 @@ from predict2_spec.errors import InvalidRequestError, ServerUnavailableError
 from predict2_spec.requests import LIMITS
 
 from . import Arrays
+from .warming import TEXT
 
 MAX_TEXT_BYTES = 64 * 1024
 # Characters of JSON: two texts, six for each of their bytes where it is escaped, and what stands around them.
@@ -62,6 +63,11 @@ class Reasoner:
         if frames is not None:
             _check_frames(frames, fps)
         return {"responses": self.ask(question, frames, fps if frames is not None else 0.0)}
+
+    def warm_up(self, policy: Policy) -> None:
+        """Have a model in this process say a word; an endpoint is warmed by whoever runs it."""
+        if policy.reasoner and not policy.reasoner.url:
+            self.ask(Question(TEXT, max_new_tokens=1), None, 0.0)
 
 
 def _nobody(question: Question, frames: Frames | None, fps: float) -> NoReturn:

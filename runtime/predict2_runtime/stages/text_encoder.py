@@ -15,6 +15,7 @@ from predict2_spec.requests import LIMITS, check_text
 from predict2_spec.tensors import TEXT_ENCODER
 
 from . import Arrays
+from .warming import TEXT
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -48,3 +49,8 @@ class TextEncoder:
             check_text("prompt", prompt)
         ids, mask = tokenize(self.tokenizer, prompts)
         return self.encode({"input_ids": ids, "attention_mask": mask})
+
+    def warm_up(self) -> None:
+        """Encode a prompt, and two, as requests with a negative prompt do."""
+        for count in (1, 2):
+            self({"prompt": [TEXT] * count})

@@ -12,11 +12,13 @@ from array_api_compat import array_namespace
 from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.frames import from_unit_range, to_unit_range
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import Preset
 from predict2_spec.tensors import VAE_DECODER, VAE_ENCODER
 from predict2_spec.video import TEMPORAL_STRIDE, LatentShape, VideoShape
 
 from . import Arrays
+from .warming import TWO_CHUNKS, warming_shapes
 
 _CACHE_OUT, _CACHE_IN = "next_cache_", "cache_"
 
@@ -53,12 +55,14 @@ class VaeEncoder:
     first: Engine
     following: Engine
     placement: Placement = NUMPY  # the engines'
+    warming: tuple[VideoShape, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "VaeEncoder":
         """The stage whose engine is installed in `folder`."""
         opened = open_engine(folder, VAE_ENCODER.name)
-        return cls(preset, opened.graphs["first"], opened.graphs["next"], opened.placement)
+        shapes = warming_shapes(opened.manifest, preset, "video2world", TWO_CHUNKS)
+        return cls(preset, opened.graphs["first"], opened.graphs["next"], opened.placement, shapes)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`frames` UINT8 [1 + 4k, H, W, 3] -> `latents` FP32 [16, 1 + k, H/8, W/8].
@@ -79,6 +83,11 @@ class VaeEncoder:
         ]
         return {"latents": np.concatenate(parts, axis=2)[0]}
 
+    def warm_up(self) -> None:
+        """Encode black frames."""
+        for shape in self.warming:
+            self({"frames": np.zeros((shape.frames, shape.height, shape.width, 3), np.uint8)})
+
 
 @dataclass(frozen=True)
 class VaeDecoder:
@@ -88,13 +97,15 @@ class VaeDecoder:
     first: Engine
     following: Engine
     placement: Placement = NUMPY  # the engines'
+    warming: tuple[VideoShape, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, preset: Preset) -> "VaeDecoder":
         """The stage whose engine is installed in `folder`."""
         opened = open_engine(folder, VAE_DECODER.name)
         following = opened.graphs.get("next", _no_more)  # images have one graph
-        return cls(preset, opened.graphs["first"], following, opened.placement)
+        shapes = warming_shapes(opened.manifest, preset, preset.tasks[-1], TWO_CHUNKS)
+        return cls(preset, opened.graphs["first"], following, opened.placement, shapes)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`latents` FP32 [16, T, h, w] -> `frames` UINT8 [4 (T - 1) + 1, 8h, 8w, 3].
@@ -116,6 +127,13 @@ class VaeDecoder:
             for out in _stream(self.first, self.following, "latents", placed)
         ]
         return {"frames": np.concatenate(parts)}
+
+    def warm_up(self) -> None:
+        """Decode latents of zeros."""
+        for shape in self.warming:
+            latent = shape.latent
+            dims = (LATENT_CHANNELS, latent.frames, latent.height, latent.width)
+            self({"latents": np.zeros(dims, np.float32)})
 
 
 def _pictures(frames: Any) -> Any:
