@@ -2,6 +2,7 @@
 """Calling one Triton model from another: the only `exec()` and the only look at its error."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,9 @@ from predict2_spec.tensors import Model
 
 from .status import from_triton
 from .tensors import from_tensors, to_tensors
+
+# Of the request that is worked on here; whatever it calls carries it on, into the other models' logs too.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 # call(model, name=array, ...) -> {name: array}; raises what the model answered with
 Call = Callable[..., dict[str, Any]]
@@ -24,6 +28,7 @@ def _call(pb_utils: Any, model: Model, **inputs: Any) -> dict[str, Any]:
         model_name=model.name,
         inputs=to_tensors(pb_utils, model.inputs, inputs),
         requested_output_names=[tensor.name for tensor in model.outputs],
+        request_id=REQUEST_ID.get(),
     )
     response = request.exec()
     if response.has_error():

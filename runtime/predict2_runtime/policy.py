@@ -45,6 +45,9 @@ class Policy:
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     warm_up: bool = True  # have every engine evaluate something before the server is ready
+    state: str = ""  # the folder where requests are followed; empty: one that ends with the server
+    kept_bytes: int = 4 * 1024**3  # of all results of followed requests together
+    kept_seconds: int = 3600  # how long one of them is kept
 
     def to_json(self) -> str:
         """The policy as it stands in the environment."""

@@ -5,20 +5,24 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from predict2_spec.errors import Predict2Error, RequestCancelledError, ServerError
+from predict2_spec.errors import Predict2Error, ServerError
 from predict2_spec.results import Event
 from predict2_spec.tensors import ERROR, EVENT, Model
 
+from .bls import REQUEST_ID
+from .kept import Outputs
 from .outcomes import Outcome, Status, status_of
 from .progress import Progress
 from .stages import Arrays
 from .status import to_failure, to_triton
 from .tensors import from_tensors, require, to_tensors
+from .watch import Terms, Watch
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Arrays, Progress], dict[str, Any]]
+Handler = Callable[[Arrays, Progress], Outputs]
 Observe = Callable[[Outcome], None]
+_ANY_TERMS = Terms()
 
 
 def _ignore(told: object) -> None:
@@ -38,16 +42,23 @@ def serve(
     requests: Sequence[Any],
     handler: Handler,
     *,
+    terms: Terms = _ANY_TERMS,
     observe: Observe = _ignore,
 ) -> list[Any]:
     """Answer each request of a pipeline by itself; it blocks until the work is done.
 
-    `observe` is told how each request ended, before it is answered.
+    Args:
+        pb_utils: Triton's module.
+        model: what goes in and out.
+        requests: Triton's.
+        handler: does the work.
+        terms: where requests with an id are followed, and how long one may take.
+        observe: is told how each request ended, before it is answered.
     """
     responses = []
     for request in requests:
         try:
-            outputs = _run(model, request, handler, _ignore, observe)
+            outputs = _run(model, request, handler, _ignore, terms, observe)
             responses.append(
                 pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
             )
@@ -62,11 +73,12 @@ def serve_stream(
     requests: Sequence[Any],
     handler: Handler,
     *,
+    terms: Terms = _ANY_TERMS,
     observe: Observe = _ignore,
 ) -> None:
     """Answer each request of a decoupled model: progress events as they happen, then the result or the error.
 
-    `observe` is told how each request ended, before that is sent.
+    The arguments are those of `serve`.
     """
     for request in requests:
         sender = request.get_response_sender()
@@ -76,11 +88,15 @@ def serve_stream(
             sender.send(pb_utils.InferenceResponse(tensors))
 
         try:
-            outputs = _run(model, request, handler, emit, observe)
+            outputs = _run(model, request, handler, emit, terms, observe)
         except Predict2Error as error:
             outputs = {ERROR.name: to_failure(error).to_json()}
-        response = pb_utils.InferenceResponse(to_tensors(pb_utils, model.outputs, outputs))
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if request.is_cancelled():  # the less is sent to a stream that is gone, the better
+            sender.send(flags=final)
+        else:
+            tensors = to_tensors(pb_utils, model.outputs, outputs)
+            sender.send(pb_utils.InferenceResponse(tensors), flags=final)
 
 
 def _run(
@@ -88,29 +104,44 @@ def _run(
     request: Any,
     handler: Handler,
     emit: Callable[[Event], None],
+    terms: Terms,
     observe: Observe,
-) -> dict[str, Any]:
+) -> Outputs:
     """The outputs for one request; whatever goes wrong comes out as an error of ours."""
-
-    def check() -> None:
-        if request.is_cancelled():
-            raise RequestCancelledError("the request was cancelled by its caller")
-
-    progress = Progress(emit, check)
+    watch = Watch(request, emit, terms)
+    progress = Progress(watch.tell, watch.check)
     status: Status = "failed"
+    carried = REQUEST_ID.set(request.request_id())
     try:
-        inputs = from_tensors(model.inputs, request.inputs())
-        require(model, inputs)
-        outputs = handler(inputs, progress)
+        outputs = _work(model, request, handler, watch, progress)
+        watch.made(outputs)
         status = "ok"
         return outputs
     except Predict2Error as error:
         status = status_of(error)
+        watch.failed(error)
+        raise
+    finally:
+        REQUEST_ID.reset(carried)
+        observe(Outcome(model.name, status, progress.all_seconds(), progress.all_steps()))
+
+
+def _work(
+    model: Model,
+    request: Any,
+    handler: Handler,
+    watch: Watch,
+    progress: Progress,
+) -> Outputs:
+    try:
+        inputs = from_tensors(model.inputs, request.inputs())
+        require(model, inputs)
+        kept = watch.follow(model, inputs)
+        return handler(inputs, progress) if kept is None else kept
+    except Predict2Error:
         raise
     except Exception as error:  # the last resort: this request fails, the next is served
         log.exception("%s: request %s failed", model.name, request.request_id())
         raise ServerError(
             f"{model.name} failed on this request; the server's log says why"
         ) from error
-    finally:
-        observe(Outcome(model.name, status, progress.all_seconds(), progress.all_steps()))

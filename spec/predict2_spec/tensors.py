@@ -179,10 +179,11 @@ def served_stages(preset: Preset) -> tuple[Model, ...]:
 def engineless(preset: Preset) -> tuple[str, ...]:
     """The models of a preset that predict2-export installs without building an engine, by name."""
     about_clips = (m.name for m in (BEST_OF_N, REASONER, PROMPT_REFINER, CRITIC))
-    always = (*preset.tasks, GENERATE.name, GUARDRAIL_TEXT.name)
+    always = (*preset.tasks, GENERATE.name, TRACKING.name, GUARDRAIL_TEXT.name)
     return (*always, *about_clips) if preset.video2world else always
 
 
 MODELS: dict[str, Model] = {
-    model.name: model for model in (*TASK_MODELS, GENERATE, BEST_OF_N, *STAGES, *LANGUAGE_STAGES)
+    model.name: model
+    for model in (*TASK_MODELS, GENERATE, BEST_OF_N, TRACKING, *STAGES, *LANGUAGE_STAGES)
 }

@@ -45,7 +45,7 @@ class RequestState:
 
     state: State
     event: Event | None = None  # the last one, while it runs
-    failure: Failure | None = None  # why it failed
+    failure: Failure | None = None  # why it failed; where it is done, why its result isn't kept
     kept_s: float = 0.0  # how long its result will be kept yet
 
     def to_json(self) -> str:

@@ -26,14 +26,16 @@ class InferenceResponse:
 class Request:
     """What Triton hands to a model: tensors in, and for a decoupled model a sender that keeps what was sent."""
 
-    def __init__(self, cancelled=False, **arrays):
+    def __init__(self, cancelled=False, request_id="7", timeout_us=0, parameters="{}", **arrays):
         tensors = [Tensor(name, np.asarray(array)) for name, array in arrays.items()]
         self.sent = []
         self.inputs = lambda: tensors
         self.is_cancelled = lambda: cancelled
-        self.request_id = lambda: "7"
+        self.request_id = lambda: request_id
+        self.timeout = lambda: timeout_us
+        self.parameters = lambda: parameters
         self.get_response_sender = lambda: SimpleNamespace(
-            send=lambda response, flags=0: self.sent.append((response, flags))
+            send=lambda response=None, flags=0: self.sent.append((response, flags))
         )
 
 

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import triton_python_backend_utils as pb_utils
+
+from predict2_runtime.serve import serve_stage
+from predict2_runtime.tracking import tracking_handler
+from predict2_runtime.watch import open_terms
+from predict2_spec.tensors import TRACKING
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.handler = tracking_handler(open_terms(os.environ).state)
+
+    def execute(self, requests):
+        return serve_stage(pb_utils, TRACKING, requests, self.handler)
