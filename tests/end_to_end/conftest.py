@@ -250,10 +250,22 @@ def call(triton):
 
 
 @pytest.fixture(scope="session")
-def call_http(server):
+def http_server(toy_repository, tmp_path_factory):
+    """Another server, which takes requests over HTTP too."""
+    folder, temporary = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("temporary")
+    log = folder / "log.txt"
+    serve = Serve(log, toy_repository, "--allow-http-inference", TMPDIR=str(temporary))
+    try:
+        yield serve.wait_until_ready()
+    finally:
+        serve.kill()
+
+
+@pytest.fixture(scope="session")
+def call_http(http_server):
     """The same by HTTP."""
     with tritonclient.http.InferenceServerClient(
-        server.http_url, network_timeout=CALL_S, connection_timeout=CALL_S
+        http_server.http_url, network_timeout=CALL_S, connection_timeout=CALL_S
     ) as client:
 
         def call(model, **values):

@@ -19,6 +19,11 @@ CLOSED = {
     "/v2/repository/models/text2image/unload": {},
     "/v2/repository/models/text2image/load": {},
     "/v2/systemsharedmemory/region/mine/register": {"key": "/predict2", "byte_size": 10},
+    # a body that ends Triton 2.51 where it is read
+    "/v2/models/text2image/infer": {
+        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [2**31, 3], "data": [1]}]
+    },
+    "/v2/models/text2image/generate": {"prompt": "a ball"},
     "/v2/cudasharedmemory/status": None,
     "/v2/systemsharedmemory/status": None,
 }
@@ -36,7 +41,7 @@ def fetch(server, path, body=None):
 
 
 @pytest.mark.parametrize("path", CLOSED)
-def test_http_callers_can_only_infer_and_look(server, path):
+def test_http_callers_can_only_look(server, path):
     assert fetch(server, path, CLOSED[path]) == 403
 
 

@@ -477,15 +477,16 @@ def test_http_gives_the_same_bytes_as_grpc(call, call_http, picture_png):
     assert served.prompt == PROMPT
 
 
-def test_plain_json_by_http_will_do(server, client):
+def test_plain_json_by_http_will_do(http_server, client):
     """For tools without a Triton client, such as curl."""
     fields = {"prompt": PROMPT, **QUICK}
-    status, answer = post_json(server, "text2image", fields)
+    status, answer = post_json(http_server, "text2image", fields)
     assert status == 200
     assert bytes(answer["media"]) == client.text2image(**fields).media
     assert Metadata.from_json(answer["metadata"]).prompt == PROMPT
-    status, answer = post_json(server, "text2image", {**fields, "num_steps": 0})
-    assert (status, answer) == (400, {"error": "num_steps 0 must be between 1 and 100"})
+    status, answer = post_json(http_server, "text2image", {**fields, "num_steps": 0})
+    assert status == 400
+    assert answer["error"].startswith("num_steps 0 must be ")
 
 
 def post_json(server, model, fields):

@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
     )
     parser.add_argument(
+        "--allow-http-inference",
+        action="store_true",
+        help="take requests over HTTP too; with Triton 2.51 a small malformed one can end the server",
+    )
+    parser.add_argument(
         "--allow-shared-memory",
         action="store_true",
         help="let callers on this machine register shared memory; they can then read and write any region by name",
@@ -176,7 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Path(work_folder),
                 policy,
                 verbose=args.verbose,
-                open_shared_memory=args.allow_shared_memory,
+                opened={
+                    "shared_memory": args.allow_shared_memory,
+                    "http_inference": args.allow_http_inference,
+                },
             )
             try:
                 code = _run(server, args, policy, signals)

@@ -27,6 +27,9 @@ _TERMINATE_S = 20  # for Triton to end once nothing runs any more
 # traces. Nobody needs it here, so it is put behind a key that nobody has.
 _CLOSED = ("model-repository", "trace", "logging")
 _SHARED_MEMORY = "shared-memory"  # any region of /dev/shm by its name, to read and to write
+# Over HTTP Triton 2.51 allocates what the shape in a JSON body says before it looks at the model: a hundred bytes end
+# the server. Over gRPC it doesn't.
+_INFERENCE = "inference"
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,14 @@ def start(
     policy: Policy,
     *,
     verbose: bool,
-    open_shared_memory: bool = False,
+    opened: Mapping[str, bool],
 ) -> Server:
-    """Start Triton over a repository; `work_folder` lives as long as it."""
+    """Start Triton over a repository; `work_folder` lives as long as it, `opened` is what `restrictions` takes."""
     run_folder = work_folder / "run"
     run_folder.mkdir()
     shared_memory = f"predict2_{uuid4().hex}_"
     command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
-    command += restrictions(open_shared_memory)
+    command += restrictions(**opened)
     environment = server_environment(triton, os.environ, run_folder, policy)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -97,11 +100,15 @@ def server_command(
     return command
 
 
-def restrictions(open_shared_memory: bool) -> list[str]:
-    """The arguments that close what callers have no business with."""
-    closed = _CLOSED if open_shared_memory else (*_CLOSED, _SHARED_MEMORY)
-    key = f"{','.join(closed)}:key={secrets.token_hex(16)}"
-    return [f"--http-restricted-api={key}", f"--grpc-restricted-protocol={key}"]
+def restrictions(*, shared_memory: bool = False, http_inference: bool = False) -> list[str]:
+    """The arguments that close what callers have no business with, but for what is to be open."""
+    closed = _CLOSED if shared_memory else (*_CLOSED, _SHARED_MEMORY)
+    by_http = closed if http_inference else (*closed, _INFERENCE)
+    key = f"key={secrets.token_hex(16)}"
+    return [
+        f"--http-restricted-api={','.join(by_http)}:{key}",
+        f"--grpc-restricted-protocol={','.join(closed)}:{key}",
+    ]
 
 
 def server_environment(
