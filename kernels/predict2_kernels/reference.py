@@ -29,7 +29,7 @@ def cfg_ab2_step(
     time, rest, guidance = torch.stack([step[0], 1 - step[0], step[1]]).to(latents.dtype)
 
     def predict(flow: Tensor) -> Tensor:
-        x0 = rest * latents - time * flow.to(latents.dtype)
+        x0: Tensor = rest * latents - time * flow.to(latents.dtype)
         if condition is not None:
             x0 = torch.cat([condition, x0[:, condition.shape[1] :]], dim=1)
         return x0

@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.kept import Kept
 from predict2_runtime.torch_networks.products import Fp8Weight
+from predict2_runtime.torch_networks.step import TorchStep
 from predict2_runtime.torch_networks.text_encoder import TorchTextEncoder, text_encoder_weights
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
@@ -70,7 +72,10 @@ def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
         ) from error
     for name in manifest.graphs:
         check_names(manifest, name, graphs[name][1])
-    return InstalledEngine(manifest, {k: graphs[k][0] for k in manifest.graphs}, placement(device))
+    # A denoiser offers its solver step besides, which the same weights make.
+    return InstalledEngine(
+        manifest, {k: graph for k, (graph, _) in graphs.items()}, placement(device)
+    )
 
 
 def _read(file: Any, names: set[str], name: str) -> Any:
@@ -95,6 +100,11 @@ def _find_device(manifest: Manifest) -> torch.device:
     return device
 
 
+def _recorded(manifest: Manifest) -> int:
+    """CUDA graphs that each graph of the engine may keep."""
+    return 0 if manifest.device == "cpu" else manifest.cuda_graphs
+
+
 def _denoiser(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
     task: Task = "text2image" if manifest.network == TEXT2IMAGE_DENOISER.name else "video2world"
     spec = preset.dit(task)
@@ -102,9 +112,9 @@ def _denoiser(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
         raise InvalidRequestError(
             "its attention is sparse, which no engine of this version runs; take the preset without -sparse"
         )
-    on_gpu = manifest.device != "cpu"
-    engine = TorchDit(dit_weights(spec, read), manifest.cuda_graphs if on_gpu else 0)
-    return {"main": (engine, engine.inputs)}
+    kept, recorded = Kept(dit_weights(spec, read)), _recorded(manifest)
+    engine, step = TorchDit(kept, recorded), TorchStep(kept, recorded)
+    return {"main": (engine, engine.inputs), "step": (step, step.inputs)}
 
 
 def _vae(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
@@ -114,12 +124,13 @@ def _vae(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
         graph = partial(VaeGraph, encoder(preset.vae, read), encode, ("frames", "latents"))
     else:
         graph = partial(VaeGraph, decoder(preset.vae, read), decode, ("latents", "frames"))
-    first, following = graph(following=False), graph(following=True)
+    first, following = (graph(following=f, recorded=_recorded(manifest)) for f in (False, True))
     return {"first": (first, first.inputs), "next": (following, following.inputs)}
 
 
 def _text_encoder(manifest: Manifest, preset: Preset, read: Read) -> Graphs:
-    engine = TorchTextEncoder(text_encoder_weights(preset.text_encoder, read))
+    weights = text_encoder_weights(preset.text_encoder, read)
+    engine = TorchTextEncoder(weights, _recorded(manifest))
     return {"main": (engine, engine.inputs)}
 
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
-from predict2_runtime.schedule import Step, solver_steps
+from predict2_runtime.schedule import Step, flow_time, solver_steps
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import Preset, Task
@@ -38,13 +38,15 @@ class Denoiser:
     engine: Engine
     placement: Placement = NUMPY  # the engine's
     warming: tuple[VideoShape, ...] = ()
+    step: Engine | None = None  # of a whole step, where the engine makes it
 
     @classmethod
     def open(cls, folder: Path, preset: Preset, task: Task) -> "Denoiser":
         """The stage whose engine is installed in `folder`."""
         opened = open_engine(folder, f"{task}_denoiser")
         shapes = warming_shapes(opened.manifest, preset, task)
-        return cls(preset, task, opened.graphs["main"], opened.placement, shapes)
+        graphs = opened.graphs
+        return cls(preset, task, graphs["main"], opened.placement, shapes, graphs.get("step"))
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
@@ -64,12 +66,18 @@ class Denoiser:
         placed = {
             name: self.placement.to_engine(inputs[name]) for name in _TENSORS if name in inputs
         }
+        if self.step is None:
+            result = self._around_engine(step, scale, placed)
+        else:
+            result = self.step({**placed, **_numbers(step, scale)})
+        return {name: self.placement.to_numpy(array) for name, array in result.items()}
+
+    def _around_engine(self, step: Step, scale: float, placed: Arrays) -> dict[str, Any]:
         latents, previous = placed["latents"], placed["previous_x0"]
         embeds = placed["prompt_embeds"], placed.get("negative_prompt_embeds")
         condition = placed.get("condition_latents")
         x0 = guided_x0(self._velocity, latents, step.sigma, Guidance(*embeds, scale), condition)
-        result = {"latents": update(step, latents, x0, previous), "x0": x0}
-        return {name: self.placement.to_numpy(array) for name, array in result.items()}
+        return {"latents": update(step, latents, x0, previous), "x0": x0}
 
     def warm_up(self) -> None:
         """A step at each shape, guided as requests are that leave everything at its default."""
@@ -125,6 +133,11 @@ def _warming_inputs(preset: Preset, task: Task, shape: LatentShape) -> dict[str,
     if not picture:
         inputs["condition_latents"] = latents[:, :1]
     return inputs
+
+
+def _numbers(step: Step, scale: float) -> dict[str, float]:
+    weights = {"keep": step.keep, "now": step.now, "before": step.before}
+    return {"time": flow_time(step.sigma), "guidance": scale, **weights}
 
 
 def _check_numbers(inputs: Arrays) -> None:

@@ -7,7 +7,7 @@ K distinct times.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -170,6 +170,13 @@ class Text:
     keys: Tensor  # [blocks, rows, heads, M, E]
     values: Tensor
 
+    def of(self, row: int) -> "Text":
+        """That of one row of the batch."""
+        place = row - self.rows.start
+        reads = slice(place, place + 1) if self.rows.start <= row < self.rows.stop else slice(0)
+        keys = self.keys[:, reads]
+        return Text(slice(0, keys.shape[1]), keys, self.values[:, reads])
+
 
 def read_text(weights: DitWeights, embeds: Tensor, rows: slice) -> Text:
     """Keys and values of prompts [B, M, text width]; outside of `rows` they must be zero."""
@@ -195,6 +202,20 @@ class Prepared:
     text: Text
     rotation: Rotation
     shared: bool = False  # rows differ by their text alone, so that they are one up to the first cross-attention
+
+    def by_row(self) -> Iterator["Prepared"]:
+        """Each row by itself."""
+        frames = self.hidden_states.shape[2]
+        for row in range(len(self.hidden_states)):
+            times = slice(row * frames, (row + 1) * frames)
+            mask, of_times = self.condition_mask, self.modulations
+            yield Prepared(
+                self.hidden_states[row : row + 1],
+                None if mask is None else mask[row : row + 1],
+                Modulations(of_times.sublayers[:, times], of_times.final[times]),
+                self.text.of(row),
+                self.rotation,
+            )
 
 
 def evaluate(weights: DitWeights, inputs: Prepared) -> Tensor:

@@ -18,6 +18,7 @@ from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import TextEncoderSpec
 
 from .fused import EPS, merge_heads, split_heads
+from .recording import Recordings
 
 Read = Callable[[str], Tensor]  # a weight by the checkpoint's name, on its device and in its dtype
 Tensors = dict[str, Tensor]
@@ -137,8 +138,10 @@ class TorchTextEncoder:
 
     inputs = ("input_ids", "attention_mask")
 
-    def __init__(self, weights: TextEncoderWeights) -> None:
+    def __init__(self, weights: TextEncoderWeights, recorded: int = 0) -> None:
+        """With weights on the device and of the dtype to compute in, and CUDA graphs to keep, one for a shape each."""
         self._weights = weights
+        self._recordings = Recordings(recorded)
         self._bias = lru_cache(2)(lambda tokens: position_bias(weights, tokens))
 
     @torch.no_grad()
@@ -155,4 +158,8 @@ class TorchTextEncoder:
             )
         device = self._weights.norm.device
         ids, mask = (inputs[name].to(device) for name in self.inputs)
-        return {"prompt_embeds": encode(self._weights, ids, mask, self._bias(ids.shape[1]))}
+        (embeds,) = self._recordings(self._encode, (ids, mask), (self._bias(ids.shape[1]),))
+        return {"prompt_embeds": embeds}
+
+    def _encode(self, ids: Tensor, mask: Tensor, bias: Tensor) -> tuple[Tensor]:
+        return (encode(self._weights, ids, mask, bias),)

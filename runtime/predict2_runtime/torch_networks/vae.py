@@ -19,6 +19,7 @@ from torch import Tensor
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
 
+from .recording import Recordings
 from .rms_silu import norm_silu_into, rms_norm
 
 Read = Callable[[str], Tensor]  # a weight by the checkpoint's name, on its device and in its dtype
@@ -232,6 +233,7 @@ class VaeGraph:
         run: `encode` or `decode`.
         names: of what it takes and makes, beside the caches.
         following: whether it takes caches.
+        recorded: CUDA graphs to keep, one for a shape each; 0 launches every kernel by itself.
     """
 
     def __init__(
@@ -241,11 +243,13 @@ class VaeGraph:
         names: tuple[str, str],
         *,
         following: bool,
+        recorded: int = 0,
     ) -> None:
         self._half, self._run = half, run
         self._source, self._result = names
         self._following = following
         self._caches = [f"cache_{index:02}" for index in range(half.num_caches)]
+        self._recordings = Recordings(recorded)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -269,10 +273,12 @@ class VaeGraph:
             raise InvalidRequestError(
                 f"the first chunk has {placed[0].shape[2]} frames and must have 1"
             )
-        past = Past(placed[1:] if self._following else None)
-        result = self._run(self._half, placed[0], past)
-        kept = zip(self._caches, past.kept, strict=True)
-        return {self._result: result, **{f"next_{name}": frames for name, frames in kept}}
+        names = (self._result, *(f"next_{name}" for name in self._caches))
+        return dict(zip(names, self._recordings(self._chunk, placed), strict=True))
+
+    def _chunk(self, x: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        past = Past(caches if self._following else None)
+        return (self._run(self._half, x, past), *past.kept)
 
 
 def encoder(spec: VaeSpec, read: Read) -> VaeHalf:

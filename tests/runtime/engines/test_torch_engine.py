@@ -87,10 +87,14 @@ def test_the_stage_makes_a_step_with_it(install):
     recipe = RECIPES[STAGE]
     graph = recipe.graphs(recipe.module(recipe.weights()))["main"]
     plain = Denoiser(TOY, "video2world", lambda inputs: run_module(graph, inputs))
+    assert stage.step is not None
     found, expected = stage(inputs), plain(inputs)
+    around_main = replace(stage, step=None)(inputs)
     for name in ("latents", "x0"):
         assert found[name].dtype == np.float32
         assert np.abs(found[name] - expected[name]).max() < 1e-4 * np.abs(expected[name]).max()
+        # the same operations, in the engine or around it
+        assert np.abs(found[name] - around_main[name]).max() < 1e-6 * np.abs(expected[name]).max()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -8,10 +8,11 @@ import torch
 
 from predict2_export.networks.dit import Dit
 from predict2_kernels import torch_ops
-from predict2_runtime.torch_networks import denoiser as module_under_test
 from predict2_runtime.torch_networks import fused
-from predict2_runtime.torch_networks.denoiser import Savings, TorchDit
+from predict2_runtime.torch_networks import kept as what_keeps
+from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.kept import Savings
 from predict2_spec import networks as nets
 from predict2_spec.errors import InvalidRequestError
 
@@ -31,6 +32,8 @@ ONE_EACH = {
     "zero text": replace(NOTHING, zero_text=True),
     "kept": replace(NOTHING, kept=True),
     "all": Savings(),
+    "row by row": replace(NOTHING, batched=False),
+    "all, row by row": Savings(batched=False),
 }
 # Sums are taken in another order: products are packed, and a modulation is made once and not for every frame.
 ORDER = {torch.float64: 1e-13, torch.float32: 1e-5}  # of outputs of about 4
@@ -169,6 +172,8 @@ def test_any_rows_may_be_without_text(reference):
         inputs["encoder_hidden_states"][empty] = 0
         found = torch_dit(dit)(inputs)["velocity"]
         assert largest(found - dit(*inputs.values())) < ORDER[torch.float64]
+        by_row = torch_dit(dit, savings=Savings(batched=False))(inputs)["velocity"]
+        assert largest(by_row - dit(*inputs.values())) < ORDER[torch.float64]
 
 
 class Counted:
@@ -185,9 +190,9 @@ class Counted:
 @pytest.fixture
 def counted(monkeypatch):
     """What the engine computes once, counted."""
-    found = {name: Counted(getattr(module_under_test, name)) for name in ("read_text", "modulations", "rotation")}  # fmt: skip
+    found = {name: Counted(getattr(what_keeps, name)) for name in ("read_text", "modulations", "rotation")}  # fmt: skip
     for name, function in found.items():
-        monkeypatch.setattr(module_under_test, name, function)
+        monkeypatch.setattr(what_keeps, name, function)
     return found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recordings keep and copy. CUDA graphs themselves are in test_denoiser.py, for a GPU."""
+"""What recordings keep and copy. CUDA graphs themselves are in the tests of the networks, for a GPU."""
 
 from dataclasses import replace
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from predict2_export.networks.dit import Dit
-from predict2_runtime.torch_networks import denoiser
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
 from predict2_runtime.torch_networks.recording import Recordings
@@ -18,32 +17,14 @@ torch.set_num_threads(1)
 SPEC = replace(DIT_TOY_VIDEO2WORLD, num_blocks=2)
 
 
-class Captures:
-    """Records as a CUDA graph does, on the CPU: a replay reads what lies where the inputs were then."""
-
-    def __init__(self):
-        self.made = 0
-
-    def __call__(self, run, fixed):
-        self.made += 1
-        velocity = torch.full_like(
-            fixed.hidden_states, torch.nan
-        )  # as poison: nothing is computed yet
-        return velocity, lambda: velocity.copy_(run(fixed))
-
-
 @pytest.fixture
-def engines(randomize, monkeypatch):
-    """From a number of recordings to an engine that launches, one that replays, and what it captured."""
+def engines(randomize, captures):
+    """From a number of recordings to an engine that launches and one that replays."""
 
     def make(most):
-        dit, captures = randomize(Dit(SPEC)).double(), Captures()
+        dit = randomize(Dit(SPEC)).double()
         weights = dit_weights(SPEC, dit.state_dict().__getitem__)
-        direct = TorchDit(weights)
-        monkeypatch.setattr(
-            denoiser, "Recordings", lambda run, most: Recordings(run, most, captures)
-        )
-        return direct, TorchDit(weights, recorded=most), captures
+        return TorchDit(weights), TorchDit(weights, recorded=most)
 
     return make
 
@@ -67,8 +48,8 @@ def make_inputs(seed, frames=2, zero_text=True):
     }
 
 
-def test_each_replay_has_the_numbers_of_its_call_and_gives_memory_of_its_own(engines):
-    direct, recorded, captures = engines(1)
+def test_each_replay_has_the_numbers_of_its_call_and_gives_memory_of_its_own(engines, captures):
+    direct, recorded = engines(1)
     pairs = []
     for seed in (0, 1, 2, 1):  # latents, times, mask and prompts are all others
         inputs = make_inputs(seed)
@@ -79,16 +60,66 @@ def test_each_replay_has_the_numbers_of_its_call_and_gives_memory_of_its_own(eng
 
 
 def test_prompts_by_turns_are_copied_each_time(engines):
-    direct, recorded, _ = engines(1)
+    direct, recorded = engines(1)
     first, second = (make_inputs(0) | {"encoder_hidden_states": make_inputs(s)["encoder_hidden_states"]} for s in (1, 2))  # fmt: skip
     for inputs in (first, second, first, first, second):
         assert torch.equal(recorded(inputs)["velocity"], direct(inputs)["velocity"])
 
 
-def test_what_changes_the_work_is_recorded_by_itself_and_the_oldest_makes_room(engines):
-    direct, recorded, captures = engines(2)
+def test_what_changes_the_work_is_recorded_by_itself_and_the_oldest_makes_room(engines, captures):
+    direct, recorded = engines(2)
     kinds = [make_inputs(0), make_inputs(0, frames=3), make_inputs(0, zero_text=False)]
     for which, made in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
         found = recorded(kinds[which])["velocity"]
         assert torch.equal(found, direct(kinds[which])["velocity"])
         assert captures.made == made
+
+
+def add(x, y):
+    return x + y, x - y
+
+
+def test_results_may_be_given_back_as_inputs_and_stay_what_they_are(captures):
+    recordings = Recordings(1, captures)
+    total, difference = torch.ones(3), torch.zeros(3)
+    expected, given = [(total, difference)], [(total, difference)]
+    for _ in range(4):
+        given.append(recordings(add, given[-1]))
+        expected.append(add(*expected[-1]))
+    assert captures.made == 1
+    for found, wanted in zip(given, expected, strict=True):
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_a_constant_is_copied_when_it_is_another_tensor(captures):
+    recordings = Recordings(1, captures)
+    constants = [torch.full((3,), float(value)) for value in range(3)]
+    for index in (0, 1, 1, 2, 0):
+        x = torch.randn(3)
+        found = recordings(add, (x,), (constants[index],))
+        assert all(map(torch.equal, found, add(x, constants[index])))
+    assert captures.made == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "constants", "facts"),
+    [
+        (torch.ones(2), (torch.ones(1),), 0),
+        (torch.ones(3, dtype=torch.float64), (torch.ones(1),), 0),
+        (torch.ones(3), (torch.ones(3),), 0),
+        (torch.ones(3), (torch.ones(1),), 1),
+    ],
+    ids=["shape", "dtype", "a constant's shape", "facts"],
+)
+def test_another_function_is_recorded_by_itself(captures, x, constants, facts):
+    recordings = Recordings(2, captures)
+    recordings(add, (torch.ones(3),), (torch.ones(1),), 0)
+    found = recordings(add, (x,), constants, facts)
+    assert captures.made == 2
+    assert all(map(torch.equal, found, add(x, constants[0])))
+
+
+def test_nothing_is_recorded_where_nothing_may_be_kept(captures):
+    found = Recordings(0, captures)(add, (torch.ones(3), torch.ones(3)))
+    assert captures.made == 0
+    assert all(map(torch.equal, found, add(torch.ones(3), torch.ones(3))))

@@ -32,8 +32,9 @@ def reference():
     return make
 
 
-def engine(module):
-    return TorchTextEncoder(text_encoder_weights(LONG, module.state_dict().__getitem__))
+def engine(module, recorded=0):
+    weights = text_encoder_weights(LONG, module.state_dict().__getitem__)
+    return TorchTextEncoder(weights, recorded)
 
 
 def prompts(tokens=LONG.num_tokens, lengths=(9, 140, 300)):
@@ -72,6 +73,30 @@ def test_one_engine_takes_rows_of_several_lengths(reference):
         inputs = prompts(tokens, lengths)
         found = encoder(inputs)["prompt_embeds"]
         assert (found - module(*inputs.values())).abs().max() < ORDER[torch.float64]
+
+
+def test_recorded_prompts_are_the_launched_ones_to_the_bit(captures, reference):
+    module = reference(torch.float32)
+    recorded, launched = engine(module, recorded=2), engine(module)
+    pairs = []
+    for tokens, lengths in ((20, (3, 20)), (300, (5, 300)), (20, (7, 1)), (300, (300, 140))):
+        inputs = prompts(tokens, lengths)
+        inputs["input_ids"][0, 0] += len(pairs)
+        pairs.append([encoder(inputs)["prompt_embeds"] for encoder in (recorded, launched)])
+    assert captures.made == 2
+    for found, expected in pairs:
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_recorded_prompts_are_the_launched_ones_to_the_bit(dtype, reference):
+    module = reference(dtype).cuda()
+    recorded, launched = engine(module, recorded=1), engine(module)
+    for lengths in ((3, 20), (7, 1)):
+        inputs = {name: value.cuda() for name, value in prompts(20, lengths).items()}
+        expected = launched(inputs)["prompt_embeds"]
+        assert torch.equal(recorded(inputs)["prompt_embeds"], expected)
 
 
 def test_inputs_it_does_not_take_are_refused(reference):

@@ -26,14 +26,14 @@ def reference(randomize):
     return lambda spec, dtype: randomize(Vae(spec)).to(dtype)
 
 
-def graphs(spec, vae, half):
+def graphs(spec, vae, half, recorded=0):
     """The engines (first, next) of the encoder or the decoder."""
     make, run, names = {
         "encoder": (encoder, encode, ("frames", "latents")),
         "decoder": (decoder, decode, ("latents", "frames")),
     }[half]
     weights = make(spec, vae.state_dict().__getitem__)
-    return [VaeGraph(weights, run, names, following=later) for later in (False, True)]
+    return [VaeGraph(weights, run, names, following=f, recorded=recorded) for f in (False, True)]
 
 
 def step_of(vae, half):
@@ -41,9 +41,9 @@ def step_of(vae, half):
     return vae.encode_chunk if half == "encoder" else vae.decode_chunk
 
 
-def chunks(half, dtype, counts=(1, 2, 1)):
+def chunks(half, dtype, counts=(1, 2, 1), seed=0):
     """Chunks of a clip: frames or latents, the first of one frame."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for index, count in enumerate(counts):
         frames = 4 * count if index else 1
         shape = (1, 3, frames, 16, 24) if half == "encoder" else (1, 16, count, 2, 3)
@@ -157,6 +157,37 @@ def test_inputs_that_are_no_chunk_are_refused(reference):
         first({"frames": one})
     with pytest.raises(InvalidRequestError, match=r"takes \['cache_00', .* not \['latents'\]"):
         following({"latents": one})
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_recorded_chunks_of_two_clips_by_turns_leave_each_other_alone(half, captures, reference):
+    vae = reference(nets.TOY_VAE, torch.float32)
+    recorded = graphs(nets.TOY_VAE, vae, half, recorded=1)
+    launched = graphs(nets.TOY_VAE, vae, half)
+    clips = [list(chunks(half, torch.float32, (1, 1, 1, 1), seed)) for seed in (1, 2)]
+    # chunks by turns, and all that came of them held until the end
+    together = list(zip(*(stream(*recorded, clip) for clip in clips), strict=True))
+    assert captures.made == 2
+    for found, clip in zip(zip(*together, strict=True), clips, strict=True):
+        for (result, caches), (expected, kept) in zip(found, stream(*launched, clip), strict=True):
+            assert torch.equal(result, expected)
+            assert all(map(torch.equal, caches, kept))
+            assert all(ours.stride() == theirs.stride() for ours, theirs in zip(caches, kept, strict=True))  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_on_a_gpu_recorded_chunks_are_the_launched_ones_to_the_bit(half, dtype, reference):
+    spec = replace(nets.WAN_VAE, base_width=16)
+    vae = reference(spec, dtype).cuda()
+    recorded, launched = graphs(spec, vae, half, recorded=1), graphs(spec, vae, half)
+    clips = [[c.cuda() for c in chunks(half, dtype, (1, 1, 1, 1), seed)] for seed in (1, 2)]
+    together = list(zip(*(stream(*recorded, clip) for clip in clips), strict=True))
+    for found, clip in zip(zip(*together, strict=True), clips, strict=True):
+        for (result, caches), (expected, kept) in zip(found, stream(*launched, clip), strict=True):
+            assert torch.equal(result, expected)
+            assert all(map(torch.equal, caches, kept))
 
 
 @pytest.mark.gpu
