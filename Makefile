@@ -11,14 +11,14 @@ endif
 SERVED := build/served/$(PRESET)
 # Passed to pip, for example: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
-# Of gpu: sections to run; make gpu ONLY=--list prints them
+# Of gpu: sections to run, such as "time-2b-*"; make gpu ONLY=--list prints them
 ONLY ?=
 # Of tensorrt-gpu: the full size it builds besides the toy, and tensorrt or tensorrt_rtx
 TENSORRT_PRESET ?= 2b-480p-16fps
 TENSORRT_FLAVOUR ?= tensorrt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check types serve bench quality gpu tensorrt-gpu format clean
+.PHONY: help setup demo test check types serve bench quality gpu report tensorrt-gpu format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,7 +69,10 @@ quality: | $(VENV)/.installed-for-tests  ## Judge what the toy's weights draw, a
 # Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.
 GPU_PATH := spec:kernels:runtime:export:client
 gpu:  ## On a GPU machine: correctness first, then benchmarks, in sections (ONLY=...); results go to benchmarks/results
-	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.gpu $(ONLY)
+	PYTHONPATH=$(GPU_PATH) $(PYTHON) -m benchmarks.gpu $(foreach name,$(ONLY),'$(name)')
+
+report: $(VENV)/.installed  ## Make the tables and plots of docs/ from benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 # Needs a GPU, nvcc, cmake and a python with this package, its extras export, gpu and test, and TensorRT.
 tensorrt-gpu:  ## On a GPU machine with TensorRT: plugins, plans and their times

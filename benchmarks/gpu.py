@@ -3,7 +3,7 @@
 
 python -m benchmarks.gpu               all sections that haven't passed with these sources
 python -m benchmarks.gpu --list        their names, and which have passed
-python -m benchmarks.gpu NAME...       these, whatever was before
+python -m benchmarks.gpu NAME...       these, whatever was before; "time-2b-*" names all that begin so
 
 A section that fails doesn't stop those after it, except that nothing is timed before the kernels are right.
 """
@@ -17,15 +17,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from benchmarks.engines.bench_workloads import WORKLOADS
-from benchmarks.report import ROOT
+from benchmarks.headline import WORKLOADS
+from benchmarks.results import ROOT
 
 LIMIT_S = (
     8 * 60
 )  # of a section, so that one fits wherever machines are lent by the quarter of an hour
 DONE = ROOT / "build" / "gpu" / "passed.json"
 PYTHON = sys.executable
+# Named here too, so that the list needs no torch; a test holds them beside the benchmarks' own.
+CEILINGS = ("copy", "products", "attention", "convolutions")
+STAGES = ("vae-encoder", "vae-decoder", "text-encoder")
+KINDS = ("eager", "compiled", "compiled-cudnn", "engine", "recorded", "recorded-fp8")
 KERNELS = sorted(path.stem for path in (ROOT / "benchmarks" / "kernels").glob("bench_*.py"))
 
 
@@ -86,11 +91,19 @@ SECTIONS = (
         ),
         needs="compute-sanitizer",
     ),
-    *(Section(f"time-{name[6:]}", _module(f"benchmarks.kernels.{name}")) for name in KERNELS),
-    Section("time-denoisers", _module("benchmarks.engines.bench_dit")),
+    # first, so that kernels can be held beside them
     *(
-        Section(f"time-{of.name}", _module("benchmarks.engines.bench_workloads", of.name))
+        Section(f"time-ceilings-{name}", _module("benchmarks.engines.bench_ceilings", name))
+        for name in CEILINGS
+    ),
+    *(Section(f"time-{name[6:]}", _module(f"benchmarks.kernels.{name}")) for name in KERNELS),
+    *(Section(f"time-{name}", _module("benchmarks.engines.bench_stages", name)) for name in STAGES),
+    Section("time-denoisers", _module("benchmarks.engines.bench_dit")),
+    Section("level-fp8", _module("benchmarks.engines.bench_levels")),
+    *(
+        Section(f"time-{of.name}-{k}", _module("benchmarks.engines.bench_workloads", of.name, k))
         for of in WORKLOADS
+        for k in KINDS
     ),
     Section("report", _module("benchmarks.report")),
 )
@@ -139,7 +152,7 @@ def run_all(sections: Sequence[Section]) -> dict[str, str]:
         if section.needs and shutil.which(section.needs) is None:
             print(f"== {section.name}: left out, there is no {section.needs}", flush=True)
             continue
-        if section.name.startswith("time-") and times_are_off:
+        if section.name.startswith(("time-", "level-")) and times_are_off:
             failures[section.name] = f"not run: {times_are_off} failed"
             continue
         print(f"\n== {section.name}", flush=True)
@@ -165,9 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in by_name:
             print(f"{name:34} {f'passed in {done[name]} s' if name in done else ''}".rstrip())
         return 0
-    if unknown := [name for name in args.names if name not in by_name]:
+    named = {name: [s for s in SECTIONS if fnmatchcase(s.name, name)] for name in args.names}
+    if unknown := [name for name, sections in named.items() if not sections]:
         parser.error(f"{', '.join(unknown)}: no such section; --list names them")
-    wanted = [by_name[n] for n in args.names] or [s for s in SECTIONS if s.name not in done]
+    chosen = list(dict.fromkeys(s for sections in named.values() for s in sections))
+    wanted = chosen or [s for s in SECTIONS if s.name not in done]
     failures = run_all(wanted)
     for name, reason in failures.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)

@@ -1,18 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one GPU timer: warm-up, CUDA events, the L2 cache flushed between runs."""
+"""The one timer: warm-up, CUDA events, the L2 cache flushed between runs, and the clocks while the GPU is at it."""
 
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterable
 
 import torch
 
 L2_BYTES = 256 * 2**20  # more than any current GPU's L2
+_CLOCKS = {
+    "sm_mhz": "clocks.current.sm",
+    "temperature_c": "temperature.gpu",
+    "power_w": "power.draw",
+}
+_QUERY = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_CLOCKS.values())}"]
 
 
-def gpu_seconds(run: Callable[[], object], runs: int = 30, warmup: int = 3) -> list[float]:
-    """Seconds of each timed run on the current stream."""
-    flush = torch.empty(L2_BYTES, dtype=torch.int8, device="cuda")
+class Seconds(list[float]):
+    """Of each timed run; with what the GPU did meanwhile, where there is one."""
+
+    def __init__(self, seconds: Iterable[float], clocks: dict[str, float]) -> None:
+        super().__init__(seconds)
+        self.clocks = clocks
+
+
+def gpu_seconds(run: Callable[[], object], runs: int = 30, warmup: int = 3) -> Seconds:
+    """Time runs on the current stream; on a machine without a GPU by the wall clock, to try a benchmark out."""
     for _ in range(warmup):
         run()
+    if not torch.cuda.is_available():
+        return Seconds((_wall_seconds(run) for _ in range(runs)), {})
+    flush = torch.empty(L2_BYTES, dtype=torch.int8, device="cuda")
     pairs = []
     for _ in range(runs):
         flush.zero_()
@@ -21,5 +39,44 @@ def gpu_seconds(run: Callable[[], object], runs: int = 30, warmup: int = 3) -> l
         run()
         end.record()
         pairs.append((begin, end))
+    clocks = _clocks(run, pairs[-1][1])
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+    return Seconds((begin.elapsed_time(end) / 1e3 for begin, end in pairs), clocks)
+
+
+def _wall_seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _clocks(run: Callable[[], object], last: torch.cuda.Event) -> dict[str, float]:
+    """The SM clock, temperature and power under this load; none without nvidia-smi.
+
+    An idle GPU has other clocks. So nvidia-smi starts while the runs are still queued, and where they end before it
+    they are repeated until it has answered.
+    """
+    try:
+        smi = subprocess.Popen(
+            [*_QUERY, "--format=csv,noheader,nounits"], stdout=subprocess.PIPE, text=True
+        )
+    except OSError:
+        return {}
+    while smi.poll() is None:
+        if last.query():
+            run()
+            torch.cuda.current_stream().synchronize()
+        else:
+            time.sleep(0.001)
+    return read_clocks(smi.communicate()[0])
+
+
+def read_clocks(answer: str) -> dict[str, float]:
+    """What nvidia-smi answered, by our names; what it doesn't know is left out."""
+    found = {}
+    for name, value in zip(_CLOCKS, answer.strip().split(","), strict=False):
+        try:
+            found[name] = float(value)
+        except ValueError:  # [N/A]
+            continue
+    return found

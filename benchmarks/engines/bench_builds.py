@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import ROOT, record
+from benchmarks.results import ROOT, record
 from predict2_export.recipes import recipes
 from predict2_export.toy import TRAINED
 from predict2_export.verify import distance, random_inputs, run_module

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import record, summary
+from benchmarks.results import record, summary
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_runtime.stages.denoiser import Denoiser

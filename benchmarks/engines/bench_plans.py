@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import record, summary
+from benchmarks.results import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_runtime.engines import open_engine, read_manifest
 from predict2_runtime.engines.bindings import FLAVOURS

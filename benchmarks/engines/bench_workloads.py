@@ -1,197 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole generations at the real sizes, from random weights: in plain torch, eager and compiled, and in our torch engine.
+"""Whole generations at the real sizes, from random weights, with all networks on the GPU and warm.
 
-Plain torch is the original's arithmetic and the yardstick of the same run. A solver step is one guided prediction and the update; all
-steps of a generation cost the same, so a few are timed and a generation is their median times their number, and the
-VAE's decoding. Text encoder, guardrails and refiner are not in it.
+Text encoder, conditioning frame, 36 guided steps, VAE decoder: each is timed by itself; what takes up to a minute is
+then run as a whole, and of what takes longer the whole is their sum. The text encoder is ours in every row.
 
-python -m benchmarks.engines.bench_workloads [NAME...]
+python -m benchmarks.engines.bench_workloads [WORKLOAD [KIND...]]
 """
 
-import sys
-from collections.abc import Callable, Mapping
+import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import record, summary
-from benchmarks.timing import gpu_seconds
-from predict2_export.checkpoint.fp8 import quantized
-from predict2_export.checkpoint.stored import StoredTensor
-from predict2_export.fp8.layers import DEFAULT_LAYERS
+from benchmarks.engines.generation import (
+    KINDS,
+    Kind,
+    SolverStep,
+    VaeHalves,
+    decode,
+    encode,
+    our_vae,
+    plain_vae,
+    text_encoder,
+)
+from benchmarks.engines.random_networks import random_network
+from benchmarks.headline import NUM_STEPS, WORKLOADS, Workload, floor_s
+from benchmarks.results import record
+from benchmarks.timing import Seconds, gpu_seconds
 from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
-from predict2_runtime.sampler import Guidance, Velocity, guided_x0, update
-from predict2_runtime.schedule import solver_steps
-from predict2_runtime.torch_networks.denoiser import TorchDit
-from predict2_runtime.torch_networks.dit import dit_weights
-from predict2_runtime.torch_networks.products import Fp8Weight, Weight
-from predict2_runtime.torch_networks.vae import VaeGraph, decoder
-from predict2_runtime.torch_networks.vae import decode as run_decoder
+from predict2_runtime.sampler import Guidance
+from predict2_runtime.schedule import SIGMA_MAX, Step, solver_steps
 from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
-from predict2_spec.presets import Preset, Task, find_preset
-from predict2_spec.video import LatentShape, VideoShape
 
 COMMAND = "make gpu"
-NUM_STEPS = 35  # the original's default; one more prediction ends it
 TIMED_STEPS = 4
+WHOLE_LIMIT_S = 60.0  # of a generation that is run from end to end
+GUIDANCE = {"text2image": 4.0, "video2world": 7.0}  # the original's defaults
 
 
 @dataclass(frozen=True)
-class Workload:
-    """One generation, as people ask for it."""
+class Parts:
+    """The networks of one generation, and what it starts from."""
 
-    preset: str
-    task: Task
-    published_s: float  # of the original on one H200 SXM, by its own performance page, refiner and guardrails included
+    text: Callable[[], Tensor]
+    step: SolverStep
+    vae: VaeHalves
+    noise: Tensor  # [16, T, h, w]
+    frames: Tensor | None  # the given one, [1, 3, 1, H, W]
+    guidance: float
+    dtype: torch.dtype  # of the networks
 
-    @property
-    def name(self) -> str:
-        return f"{self.preset}-{self.task}"
+    def guide(self, embeds: Tensor) -> Guidance:
+        """Without a negative prompt a picture is guided away from zeros."""
+        negative = torch.zeros_like(embeds[0]) if self.frames is None else embeds[1]
+        return Guidance(embeds[0], negative, self.guidance)
 
-    def latent(self, preset: Preset) -> LatentShape:
-        width, height = preset.size(self.task, "16:9")
-        return VideoShape(preset.max_frames(self.task), height, width).latent
+    def condition(self) -> Tensor | None:
+        return None if self.frames is None else encode(self.vae, self.frames)
 
-
-WORKLOADS = (
-    Workload("2b-480p-16fps", "text2image", 9.02),
-    Workload("2b-480p-16fps", "video2world", 50.2),
-    Workload("2b-720p-16fps", "video2world", 221.7),
-    Workload("14b-480p-16fps", "text2image", 15.96),
-    Workload("14b-480p-16fps", "video2world", 176.19),
-    Workload("14b-720p-16fps", "video2world", 836.9),
-)
+    def decode(self, latents: Tensor) -> list[Tensor]:
+        return decode(self.vae, latents, self.dtype)
 
 
-# (latents [B, 16, 1, h, w], what the chunk before left or None) -> (frames, what the next one needs)
-ChunkDecoder = Callable[[Tensor, Any], tuple[Tensor, Any]]
-
-
-def plain(dit: torch.nn.Module) -> Velocity:
-    """A network in its own dtype between float32 states, as the original calls it."""
-    dtype = next(dit.parameters()).dtype
-
-    def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
-        masks = () if mask is None else (mask.to(dtype),)
-        return dit(latents.to(dtype), time.to(dtype), embeds.to(dtype), *masks).float()
-
-    return velocity
-
-
-def solver_step(
-    velocity: Velocity, preset: Preset, task: Task, latent: LatentShape, device: str
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """One step of a generation from random numbers, as a function without arguments."""
-    spec, tokens = preset.dit(task), preset.text_encoder.num_tokens
-    shape = (LATENT_CHANNELS, latent.frames, latent.height, latent.width)
-    latents, previous = torch.randn(2, *shape, device=device)
-    text = torch.randn(2, tokens, spec.text_width, device=device)
-    negative = torch.zeros_like(text[0]) if task == "text2image" else text[1]
-    guidance = Guidance(text[0], negative, 7.0)
-    condition = torch.randn_like(latents[:, :1]) if spec.condition_mask else None
-    step = solver_steps(NUM_STEPS)[NUM_STEPS // 2]
-
-    def run() -> tuple[Tensor, Tensor]:
-        x0 = guided_x0(velocity, latents, step.sigma, guidance, condition)
-        return update(step, latents, x0, previous), x0
-
-    return run
-
-
-def decode(chunk_decoder: ChunkDecoder, latent: LatentShape, like: Tensor) -> Tensor:
-    """All frames of a random clip, a latent frame at a time; the last frames come back."""
-    caches, frames = None, torch.empty(0)
-    shape = (1, LATENT_CHANNELS, 1, latent.height, latent.width)
-    for _ in range(latent.frames):
-        frames, caches = chunk_decoder(like.new_empty(shape).normal_(), caches)
-    return frames
-
-
-def in_fp8(dit: Dit) -> Callable[[str], Weight]:
-    """Reads a network's weights, those of the level fp8 as it stores them."""
-    device = next(dit.parameters()).device
-    state = {
-        name: StoredTensor(tuple(value.shape), value.dtype, lambda value=value: value)
-        for name, value in dit.state_dict().items()
-    }
-    stored = quantized(state, dict.fromkeys(DEFAULT_LAYERS.names(dit.spec), 1.0))
-
-    def read(name: str) -> Weight:
-        value = stored[name].load().to(device)
-        scales = stored.get(f"{name}_scale")
-        return value if scales is None else Fp8Weight(value, scales.load().to(device))
-
-    return read
-
-
-def our_velocity(dit: Dit, recorded: int = 0, fp8: bool = False) -> Velocity:
-    """The torch engine with a network's weights, recording CUDA graphs of so many shapes."""
-    read = in_fp8(dit) if fp8 else dit.state_dict().__getitem__
-    engine = TorchDit(dit_weights(dit.spec, read), recorded)
-
-    def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
-        given = dict(zip(engine.inputs, (latents, time, embeds, mask), strict=False))
-        return engine(given)["velocity"].float()
-
-    return velocity
-
-
-def our_decoder(vae: Vae, spec: VaeSpec) -> ChunkDecoder:
-    """The torch engine's decoder with a network's weights."""
-    half = decoder(spec, vae.state_dict().__getitem__)
-    first, following = (
-        VaeGraph(half, run_decoder, ("latents", "frames"), following=f) for f in (False, True)
+def make_parts(of: Workload, kind: Kind, like: Tensor) -> Parts:
+    """All networks of a workload with random weights of the dtype and on the device of `like`."""
+    preset, task = of.preset, of.task
+    assert isinstance(preset.vae, VaeSpec)
+    spec, latent = preset.dit(task), of.latent
+    step = kind.step(random_network(partial(Dit, spec), like))
+    vae = random_network(partial(Vae, preset.vae), like)
+    noise = torch.randn(
+        LATENT_CHANNELS, latent.frames, latent.height, latent.width, device=like.device
+    )
+    pixels = latent.pixels
+    frames = like.new_empty(1, 3, 1, pixels.height, pixels.width).uniform_(-1, 1)
+    return Parts(
+        text_encoder(preset.text_encoder, like),
+        step,
+        our_vae(vae, preset.vae) if kind.ours else plain_vae(vae),
+        SIGMA_MAX * noise,
+        frames if spec.condition_mask else None,
+        GUIDANCE[task],
+        like.dtype,
     )
 
-    def run(chunk: Tensor, caches: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-        outputs = (first if caches is None else following)({"latents": chunk, **(caches or {})})
-        kept = {k.removeprefix("next_"): v for k, v in outputs.items() if k.startswith("next_")}
-        return outputs["frames"], kept
 
-    return run
-
-
-ENGINES: dict[str, tuple[Callable[[Dit], Velocity], Callable[[Vae, VaeSpec], ChunkDecoder]]] = {
-    "torch eager": (plain, lambda vae, _: vae.decode_chunk),
-    "torch.compile": (lambda dit: plain(torch.compile(dit)), lambda vae, _: vae.decode_chunk),
-    "torch engine": (our_velocity, our_decoder),
-    "torch engine, recorded": (lambda dit: our_velocity(dit, recorded=1), our_decoder),
-    "torch engine fp8, recorded": (lambda dit: our_velocity(dit, 1, fp8=True), our_decoder),
-}
+def generate(parts: Parts, num_steps: int) -> list[Tensor]:
+    """From prompts to frames."""
+    guidance, condition = parts.guide(parts.text()), parts.condition()
+    latents, x0 = parts.noise, torch.zeros_like(parts.noise)
+    for step in solver_steps(num_steps):
+        latents, x0 = parts.step(step, latents, x0, guidance, condition)
+    return parts.decode(latents)
 
 
-def measure(of: Workload, name: str) -> None:
-    """Time a workload on one of the engines and record it."""
-    preset = find_preset(of.preset)
-    latent = of.latent(preset)
-    make_velocity, make_decoder = ENGINES[name]
+def one_step(parts: Parts, num_steps: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A step of a generation as a function without arguments, another one of the schedule at each call."""
+    guidance, condition = parts.guide(parts.text()), parts.condition()
+    before = torch.randn_like(parts.noise)
+    steps: Iterator[Step] = cycle(solver_steps(num_steps))
+    return lambda: parts.step(next(steps), parts.noise, before, guidance, condition)
+
+
+def measure(
+    of: Workload,
+    kind: Kind,
+    like: Tensor,
+    num_steps: int = NUM_STEPS,
+    whole_limit_s: float = WHOLE_LIMIT_S,
+) -> dict[str, object]:
+    """Time a workload's parts, and all of it."""
+    count = len(solver_steps(num_steps))
     with torch.inference_mode():
-        dit = Dit(preset.dit(of.task)).to("cuda", torch.bfloat16).eval().requires_grad_(False)
-        run = solver_step(make_velocity(dit), preset, of.task, latent, "cuda")
-        assert all(torch.isfinite(part).all() for part in run())
+        parts = make_parts(of, kind, like)
+        if like.is_cuda:
+            torch.cuda.reset_peak_memory_stats()  # loading takes more
+        run = one_step(parts, num_steps)
+        assert all(torch.isfinite(part).all() for part in run())  # this call compiles or records
         steps = gpu_seconds(run, runs=TIMED_STEPS, warmup=1)
-        del run, dit
-        vae = Vae(preset.vae).to("cuda", torch.bfloat16).eval()
-        like, chunks = vae.conv2.weight, make_decoder(vae, preset.vae)
-        decoding = median(gpu_seconds(lambda: decode(chunks, latent, like), runs=2, warmup=1))
-    count = len(solver_steps(NUM_STEPS))
-    values = summary(steps)
-    whole = count * values["median_s"] + decoding
-    note = f"{count} steps and {decoding:.2f} s of decoding: {whole:.2f} s; the original's page says {of.published_s} s"
-    record(f"solver step, {of.name}, {name}", COMMAND, {**values, "note": note})
+        text = median(gpu_seconds(parts.text, runs=3, warmup=1))
+        encoding = median(gpu_seconds(parts.condition, runs=3, warmup=1))
+        decoding = median(gpu_seconds(lambda: parts.decode(parts.noise), runs=2, warmup=1))
+        whole = text + encoding + count * median(steps) + decoding
+        is_run = whole <= whole_limit_s
+        if is_run:
+            whole = gpu_seconds(lambda: generate(parts, num_steps), runs=1, warmup=0)[0]
+    return {
+        "workload": of.name,
+        "engine": kind.name,
+        "title": kind.title,
+        "ours": kind.ours,
+        "level": kind.level,
+        "steps": count,
+        **_of_steps(steps),
+        "text_s": round(text, 6),
+        "encode_s": round(encoding, 6) if parts.frames is not None else 0.0,
+        "decode_s": round(decoding, 6),
+        "whole_s": round(whole, 4),
+        "whole": "run" if is_run else "sum",
+        "published_s": of.published_s,
+        "floor_s": round(floor_s(of), 4),
+        "peak_bytes": torch.cuda.max_memory_allocated() if like.is_cuda else 0,
+    }
+
+
+def _of_steps(steps: Seconds) -> dict[str, object]:
+    return {
+        "step_s": round(median(steps), 6),
+        "step_min_s": round(min(steps), 6),
+        "step_max_s": round(max(steps), 6),
+        "step_runs": len(steps),
+        "clocks": steps.clocks,
+    }
 
 
 def main() -> None:
-    """Measure the workloads whose names were given, or all."""
-    wanted = sys.argv[1:]
+    """Measure and record what the arguments name, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("workload", nargs="?", choices=[of.name for of in WORKLOADS])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(k.name for k in KINDS))
+    args = parser.parse_args()
+    like = torch.empty((), device="cuda", dtype=torch.bfloat16)
     for of in WORKLOADS:
-        if not wanted or of.name in wanted:
-            for name in ENGINES:
-                measure(of, name)
+        for kind in KINDS:
+            if args.workload in (None, of.name) and (not args.kinds or kind.name in args.kinds):
+                record(f"generation {of.name}, {kind.title}", COMMAND, measure(of, kind, like))
                 torch.compiler.reset()
                 torch.cuda.empty_cache()
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNorm and modulation of all tokens: our kernel beside the same formula in torch."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from benchmarks.kernels.workloads import WORKLOADS
-from benchmarks.report import record, summary
+from benchmarks.ceilings import traffic
+from benchmarks.kernels.workloads import WORKLOADS, Workload
+from benchmarks.results import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_kernels import reference
 from predict2_kernels.fp8_ops import adaln_modulate_e4m3
@@ -15,13 +17,13 @@ from predict2_kernels.torch_ops import adaln_modulate
 COMMAND = "make gpu"
 
 
-def main() -> None:
+def main(workloads: Sequence[Workload] = WORKLOADS, device: str = "cuda") -> None:
     """Check, then measure and record."""
     torch.manual_seed(0)
-    for of in WORKLOADS:
+    for of in workloads:
         shape = (1, of.frames, of.tokens_per_frame, of.spec.width)
-        x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-        m = torch.randn(1, of.frames, 3 * of.spec.width, device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16)
+        m = torch.randn(1, of.frames, 3 * of.spec.width, device=device, dtype=torch.bfloat16)
         some = x[:, :, :16].contiguous()  # tokens of every frame
         expected = reference.adaln_modulate(some.float(), m.float())
         # one rounding of the result, half a step of 2^-8
@@ -38,9 +40,9 @@ def main() -> None:
             ("torch, e4m3", 1.5, partial(reference.adaln_modulate_e4m3, x, m)),
         ):
             result = summary(gpu_seconds(run))
-            rate = passes * x.nbytes / result["median_s"] / 1e9
+            note = traffic(passes * x.nbytes, result["median_s"])
             title = f"adaln_modulate {of.name}, {name}"
-            record(title, COMMAND, {**result, "note": f"{rate:.0f} GB/s"})
+            record(title, COMMAND, {**result, "note": note})
 
 
 if __name__ == "__main__":

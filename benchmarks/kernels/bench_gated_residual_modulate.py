@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gate, residual, LayerNorm and modulation of all tokens: our kernel beside the same formula in torch."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from benchmarks.kernels.workloads import WORKLOADS
-from benchmarks.report import record, summary
+from benchmarks.ceilings import traffic
+from benchmarks.kernels.workloads import WORKLOADS, Workload
+from benchmarks.results import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_kernels import reference
 from predict2_kernels.fp8_ops import gated_residual_modulate_e4m3
@@ -15,14 +17,14 @@ from predict2_kernels.torch_ops import gated_residual, gated_residual_modulate
 COMMAND = "make gpu"
 
 
-def main() -> None:
+def main(workloads: Sequence[Workload] = WORKLOADS, device: str = "cuda") -> None:
     """Check, then measure and record."""
     torch.manual_seed(0)
-    for of in WORKLOADS:
+    for of in workloads:
         shape = (1, of.frames, of.tokens_per_frame, of.spec.width)
-        x, y = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        x, y = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(2))
         sizes = (2, 1, of.frames, 3 * of.spec.width)
-        m, following = torch.randn(sizes, device="cuda", dtype=torch.bfloat16)
+        m, following = torch.randn(sizes, device=device, dtype=torch.bfloat16)
         some = [t[:, :, :16].contiguous() for t in (x, y)]
         total, out = gated_residual_modulate(*some, m, following)
         assert torch.equal(total, reference.gated_residual(*some, m))
@@ -47,9 +49,9 @@ def main() -> None:
             ("kernel, no norm", 3, partial(gated_residual, x, y, m)),
         ):
             result = summary(gpu_seconds(run))
-            rate = passes * x.nbytes / result["median_s"] / 1e9
+            note = traffic(passes * x.nbytes, result["median_s"])
             title = f"gated_residual_modulate {of.name}, {name}"
-            record(title, COMMAND, {**result, "note": f"{rate:.0f} GB/s"})
+            record(title, COMMAND, {**result, "note": note})
 
 
 if __name__ == "__main__":

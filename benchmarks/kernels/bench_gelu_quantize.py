@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """GELU of the MLP's hidden tokens as e4m3 with a scale each: our kernel beside the same formula in torch."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from benchmarks.kernels.workloads import WORKLOADS
-from benchmarks.report import record, summary
+from benchmarks.ceilings import traffic
+from benchmarks.kernels.workloads import WORKLOADS, Workload
+from benchmarks.results import record, summary
 from benchmarks.timing import gpu_seconds
 from predict2_kernels import reference
 from predict2_kernels.fp8_ops import gelu_quantize
@@ -15,12 +17,12 @@ COMMAND = "make gpu"
 BYTES_AN_ELEMENT = 2 + 1  # bf16 in, e4m3 out; a scale a row is nothing beside them
 
 
-def main() -> None:
+def main(workloads: Sequence[Workload] = WORKLOADS, device: str = "cuda") -> None:
     """Check, then measure and record."""
     torch.manual_seed(0)
-    for of in WORKLOADS:
+    for of in workloads:
         shape = (of.latent.tokens, of.spec.mlp_ratio * of.spec.width)
-        x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16)
         codes, scales = gelu_quantize(x[:64])
         expected = torch.nn.functional.gelu(x[:64].double()).float()
         # half a step of e4m3: 2^-4 of a value, or 2^-10 below the smallest normal one
@@ -32,9 +34,9 @@ def main() -> None:
             ("torch", partial(reference.gelu_quantize, x)),
         ):
             result = summary(gpu_seconds(run))
-            rate = BYTES_AN_ELEMENT * x.numel() / result["median_s"] / 1e9
+            note = traffic(BYTES_AN_ELEMENT * x.numel(), result["median_s"])
             title = f"gelu_quantize {of.name}, {name}"
-            record(title, COMMAND, {**result, "note": f"{rate:.0f} GB/s"})
+            record(title, COMMAND, {**result, "note": note})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.quality import levels
-from benchmarks.report import record
+from benchmarks.results import record
 from predict2_export.toy import TRAINED
 from predict2_export.toyworld.checkpoint import load_networks
 from predict2_export.toyworld.plots import contact_sheet

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.report import ROOT
+from benchmarks.results import ROOT
 from predict2_export.build import build
 from predict2_export.fp8.calibrate import DENOISERS, Measurement, read_prompts
 from predict2_export.fp8.layers import DEFAULT_LAYERS

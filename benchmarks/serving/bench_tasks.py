@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.report import record, summary
+from benchmarks.results import record, summary
 from predict2_client import Client
 from predict2_spec.presets import TASKS
 

@@ -52,11 +52,13 @@ def test_nothing_is_timed_when_the_kernels_are_wrong():
         section("test-kernels", "exit(1)", before_times=True),
         section("test-networks"),
         section("time-kernels"),
+        section("level-fp8"),
     ]
     failures = run_all(sections)
     assert failures == {
         "test-kernels": "exit code 1",
         "time-kernels": "not run: test-kernels failed",
+        "level-fp8": "not run: test-kernels failed",
     }
 
 
@@ -67,6 +69,15 @@ def test_a_section_that_takes_too_long_is_stopped():
 def test_a_program_that_is_missing_leaves_its_section_out(capfd):
     assert run_all([section("sanitize", "exit(1)", needs="no-such-program")]) == {}
     assert "left out, there is no no-such-program" in capfd.readouterr().out
+
+
+def test_a_pattern_names_every_section_that_it_fits_once(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    names = ("a-1", "b", "a-2")
+    write = [f"open({str(ran)!r}, 'a').write({name!r})" for name in names]
+    monkeypatch.setattr(gpu, "SECTIONS", tuple(map(section, names, write)))
+    assert gpu.main(["a-*", "a-1"]) == 0
+    assert ran.read_text() == "a-1a-2"
 
 
 def test_an_unknown_section_is_refused(capsys):
