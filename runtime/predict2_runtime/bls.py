@@ -14,6 +14,9 @@ from .tensors import from_tensors, to_tensors
 # Of the request that is worked on here; whatever it calls carries it on, into the other models' logs too.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
+# Triton's trace of the same request, of which the traces of those calls become parts.
+TRACE: ContextVar[Any] = ContextVar("trace", default=None)
+
 # call(model, name=array, ...) -> {name: array}; raises what the model answered with
 Call = Callable[..., dict[str, Any]]
 
@@ -24,11 +27,13 @@ def bls_call(pb_utils: Any) -> Call:
 
 
 def _call(pb_utils: Any, model: Model, **inputs: Any) -> dict[str, Any]:
+    trace = TRACE.get()
     request = pb_utils.InferenceRequest(
         model_name=model.name,
         inputs=to_tensors(pb_utils, model.inputs, inputs),
         requested_output_names=[tensor.name for tensor in model.outputs],
         request_id=REQUEST_ID.get(),
+        **({} if trace is None else {"trace": trace}),
     )
     response = request.exec()
     if response.has_error():

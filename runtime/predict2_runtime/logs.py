@@ -6,9 +6,8 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -41,23 +40,21 @@ class _Request:
 _current = _Request()
 
 
-@contextmanager
-def about(request_id: str, texts: Iterable[str] = ()) -> Iterator[None]:
-    """Lines written in the block, from any thread, are about this request.
+def begin_request(request_id: str) -> None:
+    """From here on lines of all threads are about this request, until the next begins; "" stands for none.
 
     Args:
         request_id: as the caller gave it; empty if it gave none.
-        texts: of the request. A library's message that has a word of them is withheld.
     """
     global _current
-    shown = _UNPRINTABLE.sub(
-        "?", request_id[:_MOST_OF_AN_ID]
-    )  # a line end would begin a line of the caller's own
-    before, _current = _current, _Request(shown, _words(texts))
-    try:
-        yield
-    finally:
-        _current = before
+    # the end of a line in it would begin one of the caller's own
+    _current = _Request(_UNPRINTABLE.sub("?", request_id[:_MOST_OF_AN_ID]))
+
+
+def withhold(texts: Iterable[str]) -> None:
+    """While the current request lasts, show no library's message that has a word of these texts."""
+    global _current
+    _current = replace(_current, words=_words(texts))
 
 
 def _words(texts: Iterable[str]) -> frozenset[str]:

@@ -9,8 +9,9 @@ from predict2_spec.errors import Predict2Error, ServerError
 from predict2_spec.results import Event
 from predict2_spec.tensors import ERROR, EVENT, Model
 
-from .bls import REQUEST_ID
+from .bls import REQUEST_ID, TRACE
 from .kept import Outputs
+from .logs import begin_request, withhold
 from .outcomes import Outcome, Status, status_of
 from .progress import Progress
 from .stages import Arrays
@@ -30,10 +31,15 @@ def _ignore(told: object) -> None:
 
 
 def serve_stage(
-    pb_utils: Any, model: Model, requests: Sequence[Any], stage: Callable[[Arrays], dict[str, Any]]
+    pb_utils: Any,
+    model: Model,
+    requests: Sequence[Any],
+    stage: Callable[[Arrays], dict[str, Any]],
+    *,
+    observe: Observe = _ignore,
 ) -> list[Any]:
     """Answer each request of a stage by itself; one that fails doesn't touch the others."""
-    return serve(pb_utils, model, requests, lambda inputs, _: stage(inputs))
+    return serve(pb_utils, model, requests, lambda inputs, _: stage(inputs), observe=observe)
 
 
 def serve(
@@ -111,7 +117,8 @@ def _run(
     watch = Watch(request, emit, terms)
     progress = Progress(watch.tell, watch.check)
     status: Status = "failed"
-    carried = REQUEST_ID.set(request.request_id())
+    carried = REQUEST_ID.set(request.request_id()), TRACE.set(request.trace())
+    begin_request(request.request_id())
     try:
         outputs = _work(model, request, handler, watch, progress)
         watch.made(outputs)
@@ -122,8 +129,10 @@ def _run(
         watch.failed(error)
         raise
     finally:
-        REQUEST_ID.reset(carried)
+        REQUEST_ID.reset(carried[0])
+        TRACE.reset(carried[1])
         observe(Outcome(model.name, status, progress.all_seconds(), progress.all_steps()))
+        begin_request("")
 
 
 def _work(
@@ -135,6 +144,7 @@ def _work(
 ) -> Outputs:
     try:
         inputs = from_tensors(model.inputs, request.inputs())
+        withhold(text for value in inputs.values() if isinstance(value, list) for text in value)
         require(model, inputs)
         kept = watch.follow(model, inputs)
         return handler(inputs, progress) if kept is None else kept

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from predict2_runtime.logs import WITHHELD, about, open_log, write_outcome
+from predict2_runtime.logs import WITHHELD, begin_request, open_log, withhold, write_outcome
 from predict2_runtime.outcomes import Outcome
 
 OK = Outcome("text2image", "ok", {"encode_text": 0.25, "denoise_image": 1.0, "total": 1.3125}, 36)
@@ -20,6 +20,7 @@ def _restored():
     root, ours = logging.root, logging.getLogger("predict2_runtime")
     before = root.handlers, root.level, ours.level
     yield
+    begin_request("")
     root.handlers = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
@@ -41,8 +42,8 @@ def written(capsys):
 
 def test_a_request_is_one_line_of_json(written):
     lines = written()
-    with about("request-0001"):
-        write_outcome(OK)
+    begin_request("request-0001")
+    write_outcome(OK)
     (line,) = lines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     assert line == {
@@ -60,8 +61,8 @@ def test_a_request_is_one_line_of_json(written):
 
 def test_a_request_is_one_line_of_text(written):
     lines = written("text")
-    with about("request-0001"):
-        write_outcome(OK)
+    begin_request("request-0001")
+    write_outcome(OK)
     (line,) = lines()
     assert line.endswith("Z info text2image [request-0001] request ok after 1.312 s, 36 steps")
 
@@ -84,10 +85,11 @@ def test_a_failure_is_seen_at_every_level(written):
 
 def test_lines_of_other_threads_are_about_the_same_request(written):
     lines = written()
-    with about("request-0001"):
-        thread = threading.Thread(target=log.warning, args=("beside",))
-        thread.start()
-        thread.join()
+    begin_request("request-0001")
+    thread = threading.Thread(target=log.warning, args=("beside",))
+    thread.start()
+    thread.join()
+    begin_request("")
     log.warning("after")
     assert [line["request_id"] for line in lines()] == ["request-0001", ""]
 
@@ -95,8 +97,8 @@ def test_lines_of_other_threads_are_about_the_same_request(written):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_caller_writes_no_lines_of_its_own(written, form):
     lines = written(form)
-    with about("x\n2026-01-01T00:00:00.000Z error text2image all is lost\x1b[2J" + "y" * 1000):
-        write_outcome(OK)
+    begin_request("x\n2026-01-01T00:00:00.000Z error text2image all is lost\x1b[2J" + "y" * 1000)
+    write_outcome(OK)
     (line,) = lines()
     assert len(str(line)) < 500
     assert "\x1b" not in str(line)
@@ -110,16 +112,6 @@ def test_a_message_of_several_lines_stays_one_event_of_text(written):
 
 def fail(message):
     raise ValueError(message)
-
-
-def defect(message):
-    try:
-        try:
-            fail(message)
-        except ValueError:
-            raise ZeroDivisionError("division") from None
-    except ZeroDivisionError:
-        log.exception("it failed")
 
 
 def test_a_defect_says_what_and_where(written):
@@ -141,12 +133,13 @@ def test_a_defect_says_what_and_where(written):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_library_repeats_a_prompt(written, form, message):
     lines = written(form)
-    with about("request-0001", [PROMPT, "blurry"]):
-        other.warning("bad: %s", message)
-        try:
-            fail(message)
-        except ValueError:
-            log.exception("it failed")
+    begin_request("request-0001")
+    withhold([PROMPT, "blurry"])
+    other.warning("bad: %s", message)
+    try:
+        fail(message)
+    except ValueError:
+        log.exception("it failed")
     text = str(lines())
     assert text.count(WITHHELD) == 2
     assert "lephant" not in text
@@ -162,3 +155,12 @@ def test_no_library_repeats_a_key(written):
         f"some_library: {WITHHELD}",
         "some_library: harmless",
     ]
+
+
+def test_the_next_request_may_be_told_what_this_one_said(written):
+    lines = written()
+    begin_request("request-0001")
+    withhold([PROMPT])
+    begin_request("request-0002")
+    other.warning("purple")
+    assert [line["message"] for line in lines()] == ["some_library: purple"]

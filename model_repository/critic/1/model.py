@@ -2,6 +2,7 @@
 import triton_python_backend_utils as pb_utils
 
 from predict2_runtime.bls import bls_call
+from predict2_runtime.metrics import stage_observer
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.critic import Critic
 from predict2_runtime.start import begin
@@ -12,6 +13,7 @@ class TritonPythonModel:
     def initialize(self, args):
         begin(args)
         self.stage = Critic(bls_call(pb_utils))
+        self.observe = stage_observer(pb_utils, CRITIC.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, CRITIC, requests, self.stage)
+        return serve_stage(pb_utils, CRITIC, requests, self.stage, observe=self.observe)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import triton_python_backend_utils as pb_utils
 
+from predict2_runtime.metrics import stage_observer
 from predict2_runtime.repository import read_preset, served_repository
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.guardrail_text import GuardrailText
@@ -14,6 +15,7 @@ class TritonPythonModel:
         self.stage = GuardrailText.open(policy, read_preset(served_repository(args)))
         if policy.warm_up:
             self.stage.warm_up(policy)
+        self.observe = stage_observer(pb_utils, GUARDRAIL_TEXT.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, GUARDRAIL_TEXT, requests, self.stage)
+        return serve_stage(pb_utils, GUARDRAIL_TEXT, requests, self.stage, observe=self.observe)

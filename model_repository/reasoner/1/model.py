@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import triton_python_backend_utils as pb_utils
 
+from predict2_runtime.metrics import stage_observer
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.reasoner import Reasoner
 from predict2_runtime.start import begin
@@ -13,6 +14,7 @@ class TritonPythonModel:
         self.stage = Reasoner.open(policy)
         if policy.warm_up:
             self.stage.warm_up(policy)
+        self.observe = stage_observer(pb_utils, REASONER.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, REASONER, requests, self.stage)
+        return serve_stage(pb_utils, REASONER, requests, self.stage, observe=self.observe)

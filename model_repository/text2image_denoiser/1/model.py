@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import triton_python_backend_utils as pb_utils
 
+from predict2_runtime.metrics import stage_observer
 from predict2_runtime.repository import read_preset, served_repository, version_folder
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.denoiser import Denoiser
@@ -15,6 +16,9 @@ class TritonPythonModel:
         self.stage = Denoiser.open(version_folder(args), preset, "text2image")
         if policy.warm_up:
             self.stage.warm_up()
+        self.observe = stage_observer(pb_utils, TEXT2IMAGE_DENOISER.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, TEXT2IMAGE_DENOISER, requests, self.stage)
+        return serve_stage(
+            pb_utils, TEXT2IMAGE_DENOISER, requests, self.stage, observe=self.observe
+        )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import triton_python_backend_utils as pb_utils
 
+from predict2_runtime.metrics import stage_observer
 from predict2_runtime.repository import read_preset, served_repository, version_folder
 from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.text_encoder import TextEncoder
@@ -15,6 +16,7 @@ class TritonPythonModel:
         self.stage = TextEncoder.open(version_folder(args), preset)
         if policy.warm_up:
             self.stage.warm_up()
+        self.observe = stage_observer(pb_utils, TEXT_ENCODER.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, TEXT_ENCODER, requests, self.stage)
+        return serve_stage(pb_utils, TEXT_ENCODER, requests, self.stage, observe=self.observe)
