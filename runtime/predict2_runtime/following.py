@@ -2,7 +2,7 @@
 """Requests that are followed by their id, in files: told by the process that works on one, read by whoever asks.
 
     running/NAME/claim   JSON: digest, lease_s; its time of change tells when the lease was last renewed
-    running/NAME/event   the last event
+    running/NAME/event   the last event, a line with its checksum
     ended/NAME           what it made, or why it failed; see kept.py
     cancelled/NAME       somebody asked it to stop, maybe before it began
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from predict2_spec.errors import (
     InvalidRequestError,
@@ -36,6 +37,10 @@ from .kept import Kept, Outputs, Shelf, remove_old, size_of
 from .policy import Policy
 
 log = logging.getLogger(__name__)
+
+_CLAIM, _EVENT = "claim", "event"
+_LINE_BYTES = 254  # of an event; names of stages and numbers are short
+_READ_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class Record:
             ) from None
         try:
             text = json.dumps({"digest": self.digest, "lease_s": self.lease_s})
-            (self._folder / "claim").write_text(text)
+            (self._folder / _CLAIM).write_text(text)
             _renew(self._folder)
         except OSError:
             self.release()
@@ -175,10 +180,13 @@ class Record:
 
     def note(self, event: Event) -> None:
         """Tell how far it is. A full disk hides progress and stops nothing."""
-        part = self._folder / "event.part"
+        # In place, not by renaming: that waits for the disk now and then, some milliseconds at every step.
         with suppress(OSError):
-            part.write_text(event.to_json())
-            part.rename(self._folder / "event")
+            handle = os.open(self._folder / _EVENT, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(handle, _to_line(event), 0)
+            finally:
+                os.close(handle)
 
     def check(self) -> None:
         """Go on only while nobody asked to stop and the lease is kept.
@@ -192,7 +200,7 @@ class Record:
         if self.lease_s is None:
             return
         with suppress(FileNotFoundError):
-            idle = time.monotonic_ns() - (self._folder / "claim").stat().st_mtime_ns
+            idle = time.monotonic_ns() - (self._folder / _CLAIM).stat().st_mtime_ns
             if idle > self.lease_s * 1_000_000_000:
                 raise RequestExpiredError(
                     f"nobody renewed the request's lease of {self.lease_s} s; renew it through tracking while you "
@@ -302,17 +310,28 @@ def _name(request_id: str) -> str:
 def _renew(folder: Path) -> None:
     now = time.monotonic_ns()  # the same clock in all processes, and nobody can set it
     with suppress(FileNotFoundError):
-        os.utime(folder / "claim", ns=(now, now))
+        os.utime(folder / _CLAIM, ns=(now, now))
+
+
+def _to_line(event: Event) -> bytes:
+    text = event.to_json().encode()
+    return (b"%08x %s" % (crc32(text), text)).ljust(_LINE_BYTES) + b"\n"
 
 
 def _read_event(folder: Path) -> Event | None:
-    with suppress(FileNotFoundError):
-        return Event.from_json((folder / "event").read_text())
+    """The last event; the checksum shows when another was being written over it meanwhile."""
+    for _ in range(_READ_TRIES):
+        try:
+            check, _, text = (folder / _EVENT).read_bytes().rstrip().partition(b" ")
+        except FileNotFoundError:
+            return None
+        if check == b"%08x" % crc32(text):
+            return Event.from_json(text.decode())
     return None
 
 
 def _read_digest(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "claim").read_text())["digest"])
+        return str(json.loads((folder / _CLAIM).read_text())["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -24,7 +24,7 @@ from predict2_spec.results import Failure
 log = logging.getLogger(__name__)
 
 Outputs = dict[str, Any]  # name -> uint8 array, or text
-MAX_FILES = 10_000  # of them or of any other folder; going through more would take long
+MAX_FILES = 4000  # of them or of any other folder; to go through more would take too long
 _PART = ".part-"  # how the name begins of a file that isn't whole yet
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import resource
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +34,6 @@ class Request:
         self.inputs = lambda: tensors
         self.is_cancelled = lambda: cancelled
         self.request_id = lambda: request_id
-        self.trace = lambda: None  # as where Triton traces nothing
         self.timeout = lambda: timeout_us
         self.parameters = lambda: parameters
         self.get_response_sender = lambda: SimpleNamespace(
@@ -50,3 +51,19 @@ def pb_utils():
         Request=Request,
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(size): a block in which no file can be made larger, as on a disk that is full."""
+
+    @contextmanager
+    def full_disk(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full_disk

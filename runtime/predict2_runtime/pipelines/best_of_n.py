@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Best of n: several clips from one input, each with its own seed, judged by the critic."""
 
+import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 
 from predict2_runtime.drain import in_progress
 from predict2_runtime.progress import Progress
@@ -79,12 +82,15 @@ def best_of_n(
         except RequestCancelledError:
             raise
         except Predict2Error as error:
-            return critic.Judged(seed, 0.0, (), str(error)), error
+            # Without its traceback, which would hold the clip's latents until all clips are judged.
+            return critic.Judged(seed, 0.0, (), str(error)), error.with_traceback(None)
         return _judge(backend, outputs, seed, num_trials), outputs
 
     seeds = range(request.seed, request.seed + num_generations)
     with ThreadPoolExecutor(num_generations) as pool:
-        made = dict(pool.map(make, seeds))
+        # Each with the request's own id, which goes along with calls.
+        runs = [partial(copy_context().run, make, seed) for seed in seeds]
+        made = dict(pool.map(operator.call, runs))
     ranking = critic.ranked(made)
     chosen = next((j for j in ranking if isinstance(made[j], dict)), ranking[0])
     best = made[chosen]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several clips of one request and their ranking; the stages' work is done by trivial networks."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from predict2_runtime.bls import REQUEST_ID
 from predict2_runtime.pipelines.best_of_n import best_of_n_handler
 from predict2_runtime.pipelines.generation import Backend
 from predict2_runtime.policy import LanguageModel, Policy
@@ -165,6 +168,48 @@ def test_a_cancelled_request_ends():
 
     with pytest.raises(RequestCancelledError):
         stages.run(check)
+
+
+def test_calls_carry_the_requests_id_from_every_clip():
+    stages, seen = Stages({0: 0.0, 1: 0.0}), []
+    call = stages.backend.call
+
+    def listen(model, **inputs):
+        seen.append(REQUEST_ID.get())
+        return call(model, **inputs)
+
+    stages.backend = replace(stages.backend, call=listen)
+    carried = REQUEST_ID.set("request-0001")
+    try:
+        stages.run()
+    finally:
+        REQUEST_ID.reset(carried)
+    assert len(seen) > 10
+    assert set(seen) == {"request-0001"}
+
+
+class Large(np.ndarray):
+    """An array that one can ask for whether it is still there."""
+
+
+@pytest.mark.parametrize("error", [ServerError, RequestCancelledError])
+def test_clips_that_failed_leave_nothing_in_memory(error):
+    stages, kept = Stages({}), []
+
+    def fail(latents):
+        frames = np.zeros(1000).view(Large)
+        kept.append(weakref.ref(frames))
+        raise error("no")
+
+    stages.vae_decoder = fail
+    gc.disable()  # nothing may wait for it: clips are large
+    try:
+        with pytest.raises(error):
+            stages.run()
+        assert kept
+        assert not any(reference() is not None for reference in kept)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
