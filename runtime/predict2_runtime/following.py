@@ -271,21 +271,24 @@ def make_state(folder: Path, policy: Policy) -> StateFolder:
 
 
 @contextmanager
-def taken_over(folder: Path, policy: Policy) -> Iterator[None]:
-    """Use a folder that outlives servers: alone, and what the last one left unfinished has failed.
+def taken_over(policy: Policy) -> Iterator[None]:
+    """Use a folder that outlives servers, if the owner named one: alone, and what the last one left running has failed.
 
     Raises:
         ServerUnavailableError: it can't be used, or another server uses it.
     """
-    state = make_state(folder, policy)
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    if not policy.state:
+        yield
+        return
+    state = make_state(Path(policy.state), policy)
+    handle = os.open(state.folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _lock(handle, folder)
+        _lock(handle, state.folder)
         state.ended.remove_parts()
-        for running in (folder / "running").iterdir():
+        for running in (state.folder / "running").iterdir():
             lost = Failure("UNAVAILABLE", "the server ended before the request did; send it again")
             Record(state, running.name, _read_digest(running), None).fail(lost)
-        for mark in (folder / "cancelled").iterdir():
+        for mark in (state.folder / "cancelled").iterdir():
             mark.unlink()
         yield
     finally:

@@ -4,6 +4,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,13 +253,19 @@ def test_a_disk_without_any_room_forgets_the_request(state, folder, full_disk):
     assert files(folder) == []
 
 
-def test_what_a_server_left_running_has_failed_for_the_next(folder, policy):
+@pytest.fixture
+def owned(policy, folder):
+    """The policy of an owner who wants the folder to outlive the server."""
+    return replace(policy, state=str(folder))
+
+
+def test_what_a_server_left_running_has_failed_for_the_next(folder, policy, owned):
     state = make_state(folder, policy)
     begin(state).note(EVENT)
     begin(state, OTHER).keep(RESULT)
     state.cancel(ID)
     (folder / "ended" / ".part-1").touch()
-    with taken_over(folder, policy):
+    with taken_over(owned):
         lost, _ = state.look(ID)
         assert lost.state == "failed"
         assert lost.failure.message == "the server ended before the request did; send it again"
@@ -269,14 +276,14 @@ def test_what_a_server_left_running_has_failed_for_the_next(folder, policy):
     assert not list(folder.rglob(".part-*"))
 
 
-def test_two_servers_never_share_a_folder(folder, policy):
-    second = taken_over(folder, policy)
+def test_two_servers_never_share_a_folder(owned):
+    second = taken_over(owned)
     with (
-        taken_over(folder, policy),
+        taken_over(owned),
         pytest.raises(ServerUnavailableError, match=r"another server .* --state"),
     ):
         second.__enter__()
-    with taken_over(folder, policy):
+    with taken_over(owned):
         pass
 
 

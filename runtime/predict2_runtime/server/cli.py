@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from predict2_runtime import following
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE, Policy
 from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
@@ -171,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         checks.check_shared_memory()
         checks.check_command(args.command)
         ports = _ports(args)
-        with tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder:
+        with (
+            following.taken_over(policy),
+            tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder,
+        ):
             triton = find_tritonserver(Path(work_folder))
             signals, failed = _Signals(), True
             server = launch.start(

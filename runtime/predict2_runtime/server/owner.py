@@ -41,6 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     refiner.add_argument("--reasoner", metavar="WHERE", help=f"Cosmos-Reason1: {_WHERE}; the default is what lies in --checkpoints; '{NONE}': no refiner, no critic")  # fmt: skip
     refiner.add_argument("--offload-prompt-refiner", action="store_true", help="keep a local reasoner on the CPU between calls")  # fmt: skip
     refiner.add_argument("--require-prompt-refiner", action="store_true", help="refuse a request when the refiner fails, rather than take its own prompt")  # fmt: skip
+    followed = parser.add_argument_group("followed requests")
+    followed.add_argument("--state", type=Path, metavar="DIR", help="keep their results here, also when the server ends; the default ends with it")  # fmt: skip
+    followed.add_argument("--kept-bytes", type=_whole, default=Policy.kept_bytes, metavar="N", help="of all results together; the oldest make room (%(default)s)")  # fmt: skip
+    followed.add_argument("--kept-seconds", type=_whole, default=Policy.kept_seconds, metavar="S", help="how long one is kept (%(default)s)")  # fmt: skip
     running = parser.add_argument_group("start and log")
     running.add_argument("--no-warm-up", action="store_true", help="be ready as soon as the engines are loaded; first requests take longer")  # fmt: skip
     running.add_argument("--log-format", choices=LOG_FORMATS, default="text", help="of the models' log (%(default)s)")  # fmt: skip
@@ -56,6 +60,13 @@ def _answer_seconds(text: str) -> float:
     if not 1 <= seconds <= MAX_ANSWER_SECONDS:  # nor is NaN
         raise argparse.ArgumentTypeError(f"{text} must be between 1 and {MAX_ANSWER_SECONDS}")
     return seconds
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return number
 
 
 def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> Policy:
@@ -84,6 +95,9 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         text_guard=text_guard,
         reasoner=reasoner,
         require_refiner=args.require_prompt_refiner,
+        state=str(args.state.resolve()) if args.state else "",
+        kept_bytes=args.kept_bytes,
+        kept_seconds=args.kept_seconds,
         log_format=args.log_format,
         log_level=args.log_level,
         warm_up=not args.no_warm_up,
