@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.requests import LIMITS
+from predict2_spec.limits import MAX_FILE_BYTES
 
 if TYPE_CHECKING:  # Pillow and PyAV are loaded by the few functions that need them
     from PIL import Image
@@ -58,9 +58,9 @@ def read_input(path: AnyPath) -> dict[str, bytes]:
     size = file.stat().st_size
     if size == 0:
         raise InvalidRequestError(f"input {file} is empty")
-    if size > LIMITS.media_bytes:
+    if size > MAX_FILE_BYTES:  # less may be too much for a server, which says so itself
         raise InvalidRequestError(
-            f"input {file} has {size} bytes; the limit is {LIMITS.media_bytes}. Cut or shrink it"
+            f"input {file} has {size} bytes; a request holds {MAX_FILE_BYTES} at most. Cut or shrink it"
         )
     return {kind: file.read_bytes()}
 

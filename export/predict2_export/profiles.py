@@ -11,9 +11,10 @@ import onnx
 from predict2_runtime.stages.guardrail_video import BATCH, FACES
 from predict2_spec import tensors
 from predict2_spec.errors import EngineBuildError
+from predict2_spec.limits import MAX_PROMPTS
 from predict2_spec.manifest import Range
 from predict2_spec.presets import Preset, Task
-from predict2_spec.requests import LIMITS, GenerationRequest
+from predict2_spec.requests import GenerationRequest
 from predict2_spec.video import PATCH, PIXEL_MULTIPLE, latent_frames
 
 # Of pictures: all that the preset accepts, or no side shorter or longer than those of its size table.
@@ -42,7 +43,7 @@ def free_dims(preset: Preset, network: str, graph: str, extent: Extent = "any") 
     """
     match network:
         case tensors.TEXT_ENCODER.name:
-            return {"batch": (1, 2, LIMITS.prompts)}
+            return {"batch": (1, 2, MAX_PROMPTS)}
         case tensors.VAE_ENCODER.name:
             return _latents(preset, ["video2world"], extent)
         case tensors.VAE_DECODER.name:

@@ -8,9 +8,9 @@ import av
 import numpy as np
 
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.requests import LIMITS
+from predict2_spec.limits import LIMITS, Limits, way_out
 
-from .frames import Frames, check_length, upright, video_frames
+from .frames import Frames, upright, video_frames, video_packets
 from .language.vision import DEPTH, clip_size, resize
 
 _LEAST_FRAMES = 4
@@ -18,7 +18,7 @@ MAX_FRAMES = 768
 _SLOWEST, _FASTEST = 0.1, 1000.0  # frames per second; a file may claim anything
 
 
-def sample_clip(data: bytes, fps: float) -> tuple[Frames, float]:
+def sample_clip(data: bytes, fps: float, limits: Limits = LIMITS) -> tuple[Frames, float]:
     """Up to MAX_FRAMES frames of an uploaded mp4 at some `fps`, evenly over all of it.
 
     Returns:
@@ -28,14 +28,16 @@ def sample_clip(data: bytes, fps: float) -> tuple[Frames, float]:
     Raises:
         InvalidRequestError: it is no readable mp4 with pictures, or is too large.
     """
-    if len(data) > LIMITS.media_bytes:
+    if len(data) > limits.media_bytes:
         raise InvalidRequestError(
-            f"the video has {len(data)} bytes; the limit is {LIMITS.media_bytes}. Cut or shrink it"
+            f"the video has {len(data)} bytes; the limit is {limits.media_bytes}. Cut or shrink it, "
+            f"{way_out('media_bytes')}"
         )
     try:
-        total, rate = _length(data)
+        total, rate = _length(data, limits)
         count = _how_many(total, rate, fps)
-        frames = _take(data, np.linspace(0, total - 1, count).round().astype(int).tolist())
+        indices = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        frames = _take(data, indices, limits)
     except av.error.FFmpegError as error:
         raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
     if not frames:
@@ -48,17 +50,12 @@ def _open(data: bytes) -> Any:
     return av.open(io.BytesIO(data), "r", format="mp4")
 
 
-def _length(data: bytes) -> tuple[int, float]:
+def _length(data: bytes, limits: Limits) -> tuple[int, float]:
     """Frames and frames per second. The packets are counted: what the header says may be missing or wrong."""
     with _open(data) as container:
-        if not container.streams.video:
-            raise InvalidRequestError("the mp4 holds no video stream")
+        total = sum(bool(packet.size) for packet in video_packets(container, limits))
         stream = container.streams.video[0]
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        total = 0
-        for packet in container.demux(stream):
-            total += bool(packet.size)
-            check_length(total, total * stream.width * stream.height)
     return max(total, 1), min(max(rate, _SLOWEST), _FASTEST)
 
 
@@ -68,11 +65,11 @@ def _how_many(total: int, rate: float, fps: float) -> int:
     return max(wanted - wanted % DEPTH, 1)
 
 
-def _take(data: bytes, indices: list[int]) -> list[Any]:
+def _take(data: bytes, indices: list[int], limits: Limits) -> list[Any]:
     frames: list[Any] = []
     size = (0, 0)  # the first frame's, for all: a stream may change its own on the way
     with _open(data) as container:
-        for index, frame in enumerate(video_frames(container)):
+        for index, frame in enumerate(video_frames(container, limits)):
             if index == indices[len(frames)]:
                 picture = upright(frame)
                 size = size if frames else clip_size(len(indices), *picture.shape[:2])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.requests import LIMITS, ImageFormat
+from predict2_spec.limits import LIMITS, Limits, way_out
+from predict2_spec.requests import ImageFormat
 
 # Pillow's own limit is another one and says no way out; ours is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -35,7 +36,7 @@ def from_unit_range(frames: Any) -> Any:
     return xp.astype(((wide + 1) * 127.5 + 0.5).clip(0, 255), xp.uint8)
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, limits: Limits = LIMITS) -> NDArray[np.uint8]:
     """An uploaded picture as UINT8 [H, W, 3]: upright, RGB; transparency laid over black.
 
     Raises:
@@ -43,7 +44,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            _check_pixels(image.width, image.height)  # before anything is decoded
+            check_pixels(image.width, image.height, limits)  # before anything is decoded
             image.load()
             upright = ImageOps.exif_transpose(image)
             return np.array(_to_rgb(upright))
@@ -69,14 +70,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > LIMITS.media_pixels:
+def check_pixels(width: int, height: int, limits: Limits) -> None:
+    """Refuse a picture or frame that is too large (InvalidRequestError)."""
+    if width * height > limits.media_pixels:
         raise InvalidRequestError(
-            f"the input is {width} x {height} pixels; the limit is {LIMITS.media_pixels} in all. Shrink it"
+            f"the input is {width} x {height} pixels; the limit is {limits.media_pixels} in all. Shrink it, "
+            f"{way_out('media_pixels')}"
         )
 
 
-def decode_last_frames(data: bytes, count: int) -> Frames:
+def decode_last_frames(data: bytes, count: int, limits: Limits = LIMITS) -> Frames:
     """The last `count` frames of an uploaded mp4, UINT8 [count, H, W, 3].
 
     Only `count` frames are held at a time, however long the clip is.
@@ -89,7 +92,7 @@ def decode_last_frames(data: bytes, count: int) -> Frames:
     try:
         # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
-            for frame in video_frames(container):
+            for frame in video_frames(container, limits):
                 seen += 1
                 last.append(frame)
         frames = [upright(frame) for frame in last]
@@ -108,46 +111,65 @@ def upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     return np.rot90(pixels, k=round(frame.rotation / 90))  # both count anticlockwise
 
 
-def video_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """The frames of an uploaded clip as they are decoded, within LIMITS.
+def video_frames(container: av.container.InputContainer, limits: Limits) -> Iterator[av.VideoFrame]:
+    """The frames of an uploaded clip as they are decoded; raises as `video_packets`."""
+    for packet in video_packets(container, limits):
+        for frame in packet.decode():
+            check_pixels(frame.width, frame.height, limits)
+            yield frame
+
+
+def video_packets(container: av.container.InputContainer, limits: Limits) -> Iterator[Any]:
+    """What an uploaded clip's frames are packed in, one each, and at the end the empty packet that a decoder needs.
+
+    They are what is counted, not frames: an mp4 may ask for frames to be decoded and dropped.
 
     Raises:
-        InvalidRequestError: there is no video stream, a frame is too large, or there are too many.
+        InvalidRequestError: there is no video stream, a frame is too large, or the clip too long; by what its header
+            says, or as soon as it shows.
     """
     if not container.streams.video:
         raise InvalidRequestError("the mp4 holds no video stream")
     stream = container.streams.video[0]
-    _check_pixels(stream.width, stream.height)
-    check_length(stream.frames, stream.frames * stream.width * stream.height)
-    packets = pixels = 0
-    # Packets are counted, not frames: an mp4 may ask for frames to be decoded and dropped.
+    check_pixels(stream.width, stream.height, limits)
+    area, tick = stream.width * stream.height, float(stream.time_base or 0)
+    check_length(stream.frames, stream.frames * area, (stream.duration or 0) * tick, limits)
+    count, pixels, begin = 0, 0, None
     for packet in container.demux(stream):
-        packets += bool(packet.size)
+        count += bool(packet.size)
         pixels += bool(packet.size) * stream.width * stream.height
-        check_length(packets, pixels)
-        for frame in packet.decode():
-            _check_pixels(frame.width, frame.height)
-            yield frame
+        begin = packet.dts if begin is None else begin
+        seconds = 0 if packet.dts is None or begin is None else (packet.dts - begin) * tick
+        check_length(count, pixels, seconds, limits)
+        yield packet
 
 
-def check_length(frames: int, pixels: int) -> None:
+def check_length(frames: int, pixels: int, seconds: float, limits: Limits) -> None:
     """Refuse a clip that would take too long to decode.
 
     Args:
         frames: of the clip, or those counted so far.
         pixels: of all these frames together.
+        seconds: how long they play.
+        limits: the most of each.
 
     Raises:
-        InvalidRequestError: there are more than LIMITS allow.
+        InvalidRequestError: there are more.
     """
-    if frames > LIMITS.media_frames:
+    if frames > limits.media_frames:
         raise InvalidRequestError(
-            f"the video has {frames} frames or more; the limit is {LIMITS.media_frames}. Cut it to the part you need"
+            f"the video has {frames} frames or more; the limit is {limits.media_frames}. Cut it to the part you need, "
+            f"{way_out('media_frames')}"
         )
-    if pixels > LIMITS.media_total_pixels:
+    if seconds > limits.media_seconds:
         raise InvalidRequestError(
-            f"the video has {pixels} pixels or more in all its frames; the limit is {LIMITS.media_total_pixels}. "
-            "Cut it to the part you need, or shrink it"
+            f"the video plays {seconds:g} s or longer; the limit is {limits.media_seconds:g} s. Cut it to the part you "
+            f"need, {way_out('media_seconds')}"
+        )
+    if pixels > limits.media_total_pixels:
+        raise InvalidRequestError(
+            f"the video has {pixels} pixels or more in all its frames; the limit is {limits.media_total_pixels}. "
+            f"Cut it to the part you need, or shrink it, {way_out('media_total_pixels')}"
         )
 
 

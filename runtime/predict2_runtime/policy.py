@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from predict2_spec.admission import REQUEST_TIMEOUT_S
+from predict2_spec.limits import LIMITS, Limits
+
 from .logs import LogFormat, LogLevel
 
 POLICY_VARIABLE = "PREDICT2_POLICY"  # of the environment; JSON, without secrets
@@ -41,6 +44,9 @@ class Policy:
     require_refiner: bool = (
         False  # refuse what the refiner fails on, rather than go on with the prompt
     )
+    limits: Limits = LIMITS
+    # The longest a request may take. Triton ends its waiting by it; a model can't learn it from Triton.
+    request_timeout_s: float = REQUEST_TIMEOUT_S
 
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
@@ -60,6 +66,7 @@ class Policy:
         for name in ("text_guard", "reasoner"):
             if values.get(name):
                 values[name] = LanguageModel(**values[name])
+        values["limits"] = Limits(**values["limits"])
         return cls(**values)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import LIMITS, Limits
 from predict2_spec.presets import Task
 from predict2_spec.requests import FIELD_TYPES, REQUESTS, Request
 from predict2_spec.tensors import MODELS, Model, Tensor
@@ -72,7 +73,7 @@ def _decode(name: str, array: Any) -> list[str]:
         raise InvalidRequestError(f"{name} is not valid UTF-8: {error}") from error
 
 
-def parse_request(task: Task, arrays: Mapping[str, Any]) -> Request:
+def parse_request(task: Task, arrays: Mapping[str, Any], limits: Limits = LIMITS) -> Request:
     """The request a task model was sent.
 
     Raises:
@@ -84,7 +85,9 @@ def parse_request(task: Task, arrays: Mapping[str, Any]) -> Request:
     if unknown:
         raise InvalidRequestError(f"{task} takes no {', '.join(unknown)}; leave it out")
     require(MODELS[task], arrays)
-    return kind(**{name: _scalar(name, array) for name, array in arrays.items()})
+    request = kind(**{name: _scalar(name, array) for name, array in arrays.items()})
+    request.check(limits)
+    return request
 
 
 def parse_number(name: str, array: Any, least: int, most: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from .errors import InvalidRequestError
+from .limits import LIMITS, Limits, way_out
 from .presets import Preset, Task
 from .video import CONDITIONAL_FRAMES, VideoShape
 
@@ -29,50 +30,37 @@ SOLVERS: tuple[Solver, ...] = ("ab2", "euler")
 MAX_DISTILL_STEPS = 4
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The most a request may ask for; the one place these numbers stand."""
-
-    prompt_bytes: int = 16 * 1024
-    prompts: int = 16  # in one call of the text encoder
-    num_steps: int = 100
-    guidance: float = 50.0
-    media_bytes: int = 64 * 1024 * 1024  # an uploaded picture or clip, encoded
-    media_pixels: int = 64 * 1024 * 1024  # one decoded picture or frame
-    media_frames: int = 100_000  # frames of an uploaded clip that are looked at
-    # All of their pixels together. Frames of one colour take next to no bytes and still have to be decoded, at about
-    # 1e9 pixels a second and core. Ten minutes of 1920 x 1080 at 30 frames per second are 37e9.
-    media_total_pixels: int = 40_000_000_000
-
-
-LIMITS = Limits()
-
-
 def check_text(name: str, value: str, limits: Limits = LIMITS) -> None:
     """Refuse a text no encoder should see.
 
     Raises:
         InvalidRequestError: it is too long, holds a zero byte, or isn't Unicode.
     """
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"{name} can't be written as UTF-8 ({error.reason})") from error
+    size = _count_bytes(name, value)
     if size > limits.prompt_bytes:
         raise InvalidRequestError(
             f"{name} has {size} bytes; the limit is {limits.prompt_bytes}. "
-            "The text encoder reads some 512 tokens, so shorten it"
+            f"The text encoder reads some 512 tokens, so shorten it, {way_out('prompt_bytes')}"
         )
+
+
+def _count_bytes(name: str, value: str) -> int:
     if "\0" in value:
         raise InvalidRequestError(f"{name} holds a zero byte; remove it")
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"{name} can't be written as UTF-8 ({error.reason})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """What all tasks share.
 
+    Making one refuses what no server can take; how much of it a server takes is `check`'s to say, with its limits.
+
     Raises:
-        InvalidRequestError: a value is outside its limits.
+        InvalidRequestError: a value can't be right.
     """
 
     task: ClassVar[Task]
@@ -93,19 +81,17 @@ class GenerationRequest:
     disable_guardrail: bool = False  # refused unless the server's owner allows it
 
     def __post_init__(self) -> None:
-        self._check(LIMITS)
+        self._check()
 
-    def _check(self, limits: Limits) -> None:
-        check_text("prompt", self.prompt, limits)
-        check_text("negative_prompt", self.negative_prompt, limits)
+    def _check(self) -> None:
+        _count_bytes("prompt", self.prompt)
+        _count_bytes("negative_prompt", self.negative_prompt)
         if not self.prompt.strip():
             raise InvalidRequestError("prompt is empty; say what to generate")
         if not 0 <= self.seed < 2**32:
             raise InvalidRequestError(f"seed {self.seed} must be between 0 and {2**32 - 1}")
-        if not 1 <= self.num_steps <= limits.num_steps:
-            raise InvalidRequestError(
-                f"num_steps {self.num_steps} must be between 1 and {limits.num_steps}"
-            )
+        if self.num_steps < 1:
+            raise InvalidRequestError(f"num_steps {self.num_steps} must be 1 or more")
         if self.solver not in SOLVERS:
             raise InvalidRequestError(
                 f"solver {self.solver!r:.40} is unknown; choose one of {', '.join(SOLVERS)}"
@@ -114,6 +100,16 @@ class GenerationRequest:
             raise InvalidRequestError(
                 f"width {self.width} and height {self.height}: give both or neither"
             )
+
+    def check(self, limits: Limits = LIMITS) -> None:
+        """Refuse more than a server takes.
+
+        Raises:
+            InvalidRequestError: a value is above its limit.
+        """
+        check_text("prompt", self.prompt, limits)
+        check_text("negative_prompt", self.negative_prompt, limits)
+        check_steps(self.num_steps, limits)
 
     def expect(self, preset: Preset) -> None:
         """Refuse to run on another member of the family than the caller asked for.
@@ -133,20 +129,46 @@ class GenerationRequest:
                 )
 
 
+def check_steps(value: int, limits: Limits = LIMITS) -> None:
+    """Refuse a number of solver steps outside its limits (InvalidRequestError)."""
+    if not 1 <= value <= limits.num_steps:
+        raise InvalidRequestError(
+            f"num_steps {value} must be between 1 and {limits.num_steps}; choose one of these, {way_out('num_steps')}"
+        )
+
+
 def check_guidance(name: str, value: float, limits: Limits = LIMITS) -> None:
     """Refuse a guidance that is no number or outside its limits (InvalidRequestError)."""
-    if not math.isfinite(value) or not 0 <= value <= limits.guidance:
-        raise InvalidRequestError(f"{name} {value} must be between 0 and {limits.guidance}")
+    _check_strength(name, value)
+    if value > limits.guidance:
+        raise InvalidRequestError(
+            f"{name} {value} must be between 0 and {limits.guidance}; choose less, {way_out('guidance')}"
+        )
+
+
+def _check_strength(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise InvalidRequestError(f"{name} {value} must be a number from 0 up")
 
 
 def _frame_shape(
-    request: GenerationRequest, preset: Preset, task: Task, num_frames: int
+    request: GenerationRequest, preset: Preset, task: Task, num_frames: int, limits: Limits
 ) -> VideoShape:
     width, height = preset.size(task, request.aspect_ratio)
     if request.width:
         width, height = request.width, request.height
     shape = VideoShape(num_frames, height, width)
     preset.check(task, shape)
+    if shape.frames > limits.num_frames:
+        raise InvalidRequestError(
+            f"num_frames {shape.frames} is above this server's limit of {limits.num_frames}; give fewer, as 1 + 4k, "
+            f"{way_out('num_frames')}"
+        )
+    if width * height > limits.pixels:
+        raise InvalidRequestError(
+            f"width {width} x height {height} is {width * height} pixels; this server's limit is {limits.pixels}. "
+            f"Give a smaller width and height, {way_out('pixels')}"
+        )
     return shape
 
 
@@ -160,9 +182,9 @@ class Text2ImageRequest(GenerationRequest):
     distill_steps: int = 0  # of a distilled network, 1 to 4; its server takes 4 when it isn't given
     output_format: ImageFormat = "jpg"
 
-    def _check(self, limits: Limits) -> None:
-        super()._check(limits)
-        check_guidance("guidance", self.guidance, limits)
+    def _check(self) -> None:
+        super()._check()
+        _check_strength("guidance", self.guidance)
         if not 0 <= self.distill_steps <= MAX_DISTILL_STEPS:
             raise InvalidRequestError(
                 f"distill_steps {self.distill_steps} must be between 1 and {MAX_DISTILL_STEPS}, "
@@ -173,6 +195,11 @@ class Text2ImageRequest(GenerationRequest):
                 f"output_format {self.output_format!r:.40} is unknown; choose one of {', '.join(IMAGE_FORMATS)}"
             )
 
+    def check(self, limits: Limits = LIMITS) -> None:
+        """As GenerationRequest; guidance too."""
+        super().check(limits)
+        check_guidance("guidance", self.guidance, limits)
+
     def expect(self, preset: Preset) -> None:
         """Also refuse to take distilled steps with a network that wasn't distilled."""
         super().expect(preset)
@@ -182,9 +209,9 @@ class Text2ImageRequest(GenerationRequest):
                 "isn't distilled; leave it out or start a server for 0.6b-distilled"
             )
 
-    def shape(self, preset: Preset) -> VideoShape:
-        """Size of the picture; raises InvalidRequestError when the preset can't make it."""
-        return _frame_shape(self, preset, "text2image", 1)
+    def shape(self, preset: Preset, limits: Limits = LIMITS) -> VideoShape:
+        """Size of the picture; raises InvalidRequestError when preset or limits don't have it."""
+        return _frame_shape(self, preset, "text2image", 1, limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,25 +221,30 @@ class _ClipRequest(GenerationRequest):
     num_frames: int = 0  # 0: the preset's
     disable_prompt_refiner: bool = False  # take the prompt as it is
 
-    def _check(self, limits: Limits) -> None:
-        super()._check(limits)
-        check_guidance("guidance", self.guidance, limits)
+    def _check(self) -> None:
+        super()._check()
+        _check_strength("guidance", self.guidance)
         if self.num_frames < 0:
             raise InvalidRequestError(f"num_frames {self.num_frames} must be positive, as 1 + 4k")
+
+    def check(self, limits: Limits = LIMITS) -> None:
+        """As GenerationRequest; guidance too."""
+        super().check(limits)
+        check_guidance("guidance", self.guidance, limits)
 
     @property
     def num_given(self) -> int:
         """Frames of the clip that are there before it is generated."""
         return 1
 
-    def shape(self, preset: Preset) -> VideoShape:
+    def shape(self, preset: Preset, limits: Limits = LIMITS) -> VideoShape:
         """Size of the clip.
 
         Raises:
-            InvalidRequestError: the preset can't make it, or no frame is left to generate.
+            InvalidRequestError: the preset can't make it, it is above the limits, or no frame is left to generate.
         """
         num_frames = self.num_frames or preset.num_frames
-        shape = _frame_shape(self, preset, "video2world", num_frames)
+        shape = _frame_shape(self, preset, "video2world", num_frames, limits)
         if shape.frames <= self.num_given:
             raise InvalidRequestError(
                 f"num_frames {shape.frames} must be more than the {self.num_given} it goes on from"
@@ -230,16 +262,11 @@ class Video2WorldRequest(_ClipRequest):
     video: bytes = field(default=b"", repr=False)  # ... or an mp4; just one of them
     num_conditional_frames: int = 1
 
-    def _check(self, limits: Limits) -> None:
-        super()._check(limits)
+    def _check(self) -> None:
+        super()._check()
         if bool(self.image) == bool(self.video):
             given = "both are given" if self.image else "neither is given"
             raise InvalidRequestError(f"give an image or a video to go on from: {given}")
-        size = len(self.image or self.video)
-        if size > limits.media_bytes:
-            raise InvalidRequestError(
-                f"the input file has {size} bytes; the limit is {limits.media_bytes}. Cut or shrink it"
-            )
         if self.num_conditional_frames not in CONDITIONAL_FRAMES:
             raise InvalidRequestError(
                 f"num_conditional_frames {self.num_conditional_frames} must be one of {CONDITIONAL_FRAMES}"
@@ -247,6 +274,16 @@ class Video2WorldRequest(_ClipRequest):
         if self.image and self.num_conditional_frames > 1:
             raise InvalidRequestError(
                 f"num_conditional_frames {self.num_conditional_frames} needs a video; a picture has one frame"
+            )
+
+    def check(self, limits: Limits = LIMITS) -> None:
+        """As GenerationRequest; the size of the input too."""
+        super().check(limits)
+        size = len(self.image or self.video)
+        if size > limits.media_bytes:
+            raise InvalidRequestError(
+                f"the input file has {size} bytes; the limit is {limits.media_bytes}. Cut or shrink it, "
+                f"{way_out('media_bytes')}"
             )
 
     @property
@@ -263,8 +300,13 @@ class Text2WorldRequest(_ClipRequest):
 
     image_guidance: float = 4.0
 
-    def _check(self, limits: Limits) -> None:
-        super()._check(limits)
+    def _check(self) -> None:
+        super()._check()
+        _check_strength("image_guidance", self.image_guidance)
+
+    def check(self, limits: Limits = LIMITS) -> None:
+        """As GenerationRequest; guidance of the picture too."""
+        super().check(limits)
         check_guidance("image_guidance", self.image_guidance, limits)
 
 

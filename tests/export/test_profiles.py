@@ -8,9 +8,9 @@ import pytest
 
 from predict2_export.profiles import free_dims, input_dims, profile
 from predict2_spec.errors import EngineBuildError, InvalidRequestError
+from predict2_spec.limits import MAX_PROMPTS
 from predict2_spec.manifest import Range
 from predict2_spec.presets import PRESETS
-from predict2_spec.requests import LIMITS
 from predict2_spec.video import PIXEL_MULTIPLE, VideoShape
 
 SERVED = ("toy", "0.6b", "2b-720p-16fps", "14b-480p-10fps")
@@ -88,7 +88,7 @@ def test_a_preset_of_pictures_has_a_decoder_for_them_alone():
 
 
 def test_all_prompts_of_a_call_fit_the_text_encoder():
-    assert free_dims(PRESETS["toy"], "text_encoder", "main")["batch"][2] == LIMITS.prompts
+    assert free_dims(PRESETS["toy"], "text_encoder", "main")["batch"][2] == MAX_PROMPTS
 
 
 def test_free_dims_may_be_products():

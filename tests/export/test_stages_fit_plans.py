@@ -19,8 +19,8 @@ from predict2_runtime.stages.text_encoder import TextEncoder
 from predict2_runtime.stages.vae import VaeDecoder, VaeEncoder
 from predict2_runtime.text import open_tokenizer
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import MAX_PROMPTS
 from predict2_spec.presets import TOY
-from predict2_spec.requests import LIMITS
 
 # Of pictures in pixels: the default, the smallest, and the longest sides that the preset accepts.
 SIZES = [(48, 80), (16, 16), (16, 256), (256, 16)]
@@ -96,12 +96,12 @@ def test_text_encoder(engines, toy_plans):
     path = toy_plans.repository / "text_encoder" / "1" / "tokenizer.json"
     tokenizer = open_tokenizer(path, TOY.text_encoder)
     encode = TextEncoder(tokenizer, engines("text_encoder")["main"])
-    for count in (1, LIMITS.prompts):
+    for count in (1, MAX_PROMPTS):
         assert len(encode({"prompt": ["a red ball"] * count})["prompt_embeds"]) == count
 
 
 def test_what_lies_outside_a_plan_is_refused(engines):
     encode = engines("text_encoder")["main"]
-    ids = np.ones((LIMITS.prompts + 1, TOY.text_encoder.num_tokens), np.int64)
-    with pytest.raises(InvalidRequestError, match=f"input_ids is .{LIMITS.prompts + 1}, 32"):
+    ids = np.ones((MAX_PROMPTS + 1, TOY.text_encoder.num_tokens), np.int64)
+    with pytest.raises(InvalidRequestError, match=f"input_ids is .{MAX_PROMPTS + 1}, 32"):
         encode({"input_ids": ids, "attention_mask": ids})

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import replace
-
 import av
 import numpy as np
 import pytest
 
 from predict2_runtime import clips
-from predict2_runtime import frames as media
 from predict2_runtime.clips import sample_clip
 from predict2_runtime.frames import check_length, encode_mp4
 from predict2_runtime.language.vision import clip_size
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.requests import LIMITS
+from predict2_spec.limits import LIMITS, Limits
 
 
 def clip(count, fps=16, height=64, width=112):
@@ -59,28 +56,27 @@ def test_frames_are_shrunk_to_what_is_looked_at():
     assert frames.dtype == np.uint8
 
 
-def test_a_clip_over_its_limits_is_refused(monkeypatch):
-    data = clip(12)
-    for module in (clips, media):
-        monkeypatch.setattr(module, "LIMITS", replace(LIMITS, media_frames=10))
-    with pytest.raises(InvalidRequestError, match="11 frames or more; the limit is 10"):
-        sample_clip(data, 2.0)
-    for module in (clips, media):
-        monkeypatch.setattr(module, "LIMITS", replace(LIMITS, media_pixels=100))
-    with pytest.raises(InvalidRequestError, match="112 x 64 pixels"):
-        sample_clip(data, 2.0)
-    monkeypatch.setattr(media, "LIMITS", replace(LIMITS, media_total_pixels=12 * 112 * 64 - 1))
-    with pytest.raises(
-        InvalidRequestError, match="86016 pixels or more in all its frames; the limit is 86015"
-    ):
-        sample_clip(data, 2.0)
-    monkeypatch.setattr(clips, "LIMITS", replace(LIMITS, media_bytes=100))
-    with pytest.raises(InvalidRequestError, match="bytes; the limit is 100"):
-        sample_clip(data, 2.0)
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"media_frames": 10}, "12 frames or more; the limit is 10"),
+        ({"media_pixels": 100}, "112 x 64 pixels"),
+        (
+            {"media_total_pixels": 12 * 112 * 64 - 1},
+            "86016 pixels or more in all its frames; the limit is 86015",
+        ),
+        ({"media_bytes": 100}, "bytes; the limit is 100"),
+        ({"media_seconds": 0.5}, r"0\.75 s or longer; the limit is 0\.5 s"),
+    ],
+)
+def test_a_clip_over_its_limits_is_refused_with_the_owners_way_out(limits, message):
+    [name] = limits
+    with pytest.raises(InvalidRequestError, match=f"{message}.*predict2-serve --limit {name}="):
+        sample_clip(clip(12), 2.0, Limits(**limits))
 
 
 def test_ten_minutes_of_full_hd_are_within_the_limits():
-    check_length(10 * 60 * 30, 10 * 60 * 30 * 1920 * 1080)
+    check_length(10 * 60 * 30, 10 * 60 * 30 * 1920 * 1080, 10 * 60, LIMITS)
 
 
 @pytest.mark.parametrize("data", [b"", b"no video", clip(5)[:400]])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from predict2_runtime import frames as media
 from predict2_runtime.frames import (
     decode_image,
     decode_last_frames,
@@ -17,7 +16,7 @@ from predict2_runtime.frames import (
     to_unit_range,
 )
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.requests import Limits
+from predict2_spec.limits import Limits
 
 RNG = np.random.RandomState(0)
 
@@ -100,11 +99,10 @@ def test_a_truncated_jpeg_is_refused():
         decode_image(file_of(picture, "JPEG")[:-500])
 
 
-def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded():
     data = file_of(Image.new("RGB", (100, 100)), "PNG")
-    monkeypatch.setattr(media, "LIMITS", Limits(media_pixels=9999))
     with pytest.raises(InvalidRequestError, match="100 x 100 pixels; the limit is 9999"):
-        decode_image(data)
+        decode_image(data, Limits(media_pixels=9999))
 
 
 def test_jpeg_and_png_files_hold_the_picture():
@@ -159,12 +157,12 @@ def test_too_few_frames_are_counted_in_the_message():
         decode_last_frames(encode_mp4(smooth_clip(3), 8), 5)
 
 
-def fragmented(clip):
+def fragmented(clip, fps=8):
     """An mp4 whose header doesn't say how many frames there are."""
     buffer = io.BytesIO()
     options = {"movflags": "frag_keyframe+empty_moov"}
     with av.open(buffer, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=8)
+        stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in clip:
@@ -183,17 +181,26 @@ def fragmented(clip):
         ),
     ],
 )
-def test_what_would_take_too_long_is_refused_by_its_header_or_while_it_is_decoded(
-    monkeypatch, limits, message
-):
+def test_what_would_take_too_long_is_refused_by_its_header_or_while_it_is_decoded(limits, message):
     plain, without_number = encode_mp4(smooth_clip(), 8), fragmented(smooth_clip())
     assert len(decode_last_frames(without_number, 5)) == 5
-    monkeypatch.setattr(media, "LIMITS", Limits(**limits))
     for data, seen in ((plain, 13), (without_number, 7)):
         with pytest.raises(
             InvalidRequestError, match=message.format(frames=seen, pixels=seen * 112 * 64)
         ):
-            decode_last_frames(data, 5)
+            decode_last_frames(data, 5, Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda clip: encode_mp4(clip, 1), lambda clip: fragmented(clip, 1)]
+)
+def test_a_clip_that_plays_too_long_is_refused_by_its_header_or_while_it_is_decoded(write):
+    data = write(smooth_clip())  # 13 frames, one a second
+    assert len(decode_last_frames(data, 5, Limits(media_seconds=13))) == 5
+    with pytest.raises(
+        InvalidRequestError, match=r"the video plays [\d.]+ s or longer; the limit is 6 s"
+    ):
+        decode_last_frames(data, 5, Limits(media_seconds=6))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])

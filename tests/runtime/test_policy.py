@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from predict2_runtime.policy import POLICY_VARIABLE, LanguageModel, Policy, read_policy
+from predict2_spec.limits import Limits
 
 
 def test_a_policy_survives_the_environment():
     policy = Policy(
         allow_disable_guardrail=True,
+        limits=Limits(num_steps=5, media_seconds=1.5),
+        request_timeout_s=60.0,
         blocklists="/lists",
         text_guard=LanguageModel("guard", device="cuda", offload=True),
         reasoner=LanguageModel("nvidia/Cosmos-Reason1-7B", url="http://host/v1", timeout_s=5.0),

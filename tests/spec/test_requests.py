@@ -4,11 +4,11 @@ from dataclasses import fields
 import pytest
 
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import Limits
 from predict2_spec.presets import PRESETS, TASKS, TOY, find_preset
 from predict2_spec.requests import (
     DEFAULT_NEGATIVE_PROMPT,
     FIELD_TYPES,
-    LIMITS,
     REQUESTS,
     Text2ImageRequest,
     Text2WorldRequest,
@@ -35,14 +35,12 @@ def test_the_default_negative_prompt_is_the_originals_length():
     [
         ({"prompt": " \n"}, "prompt is empty"),
         ({"prompt": "a\0b"}, "prompt holds a zero byte"),
-        ({"prompt": "é" * 10_000}, f"prompt has 20000 bytes; the limit is {LIMITS.prompt_bytes}"),
-        ({"negative_prompt": "x" * 20_000}, "negative_prompt has 20000 bytes"),
+        ({"negative_prompt": "a\ud800"}, "negative_prompt can't be written as UTF-8"),
         ({"seed": -1}, "seed -1 must be between 0 and 4294967295"),
         ({"seed": 2**32}, "seed 4294967296 must be between"),
-        ({"num_steps": 0}, "num_steps 0 must be between 1 and 100"),
+        ({"num_steps": 0}, "num_steps 0 must be 1 or more"),
         ({"num_steps": -5}, "num_steps -5 must be"),
-        ({"num_steps": 10**9}, "num_steps 1000000000 must be"),
-        ({"guidance": float("nan")}, "guidance nan must be between 0 and 50"),
+        ({"guidance": float("nan")}, "guidance nan must be a number from 0 up"),
         ({"guidance": float("inf")}, "guidance inf must be"),
         ({"guidance": -1.0}, "guidance -1.0 must be"),
         ({"width": 64}, "width 64 and height 0: give both or neither"),
@@ -50,7 +48,7 @@ def test_the_default_negative_prompt_is_the_originals_length():
         ({"solver": "heun"}, "solver 'heun' is unknown; choose one of ab2, euler"),
     ],
 )
-def test_a_value_outside_its_limits_is_refused_by_name(values, message):
+def test_a_value_that_no_server_can_take_is_refused_by_name(values, message):
     with pytest.raises(InvalidRequestError, match=message):
         Text2ImageRequest(**{"prompt": "a ball", **values})
 
@@ -63,12 +61,49 @@ def test_a_value_outside_its_limits_is_refused_by_name(values, message):
         ({"image": b"x", "num_conditional_frames": 5}, "5 needs a video; a picture has one frame"),
         ({"video": b"x", "num_conditional_frames": 3}, r"3 must be one of \(1, 5\)"),
         ({"image": b"x", "num_frames": -4}, "num_frames -4 must be positive"),
-        ({"image": b"x" * (LIMITS.media_bytes + 1)}, f"the limit is {LIMITS.media_bytes}"),
     ],
 )
 def test_an_input_that_cannot_be_gone_on_from_is_refused(values, message):
     with pytest.raises(InvalidRequestError, match=message):
         Video2WorldRequest(prompt="a ball", **values)
+
+
+CLIP = Video2WorldRequest(prompt="a ball", video=bytes(1000), num_steps=10, guidance=9.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"prompt_bytes": 5}, "prompt has 6 bytes; the limit is 5. .* shorten it"),
+        ({"num_steps": 9}, "num_steps 10 must be between 1 and 9"),
+        ({"guidance": 8.9}, "guidance 9.0 must be between 0 and 8.9"),
+        ({"media_bytes": 999}, "the input file has 1000 bytes; the limit is 999"),
+        ({"num_frames": 9}, "num_frames 13 is above this server's limit of 9"),
+        ({"pixels": 3839}, "width 80 x height 48 is 3840 pixels; this server's limit is 3839"),
+    ],
+)
+def test_more_than_a_server_takes_is_refused_with_the_owners_way_out(limits, message):
+    def ask(limits):
+        CLIP.check(limits)
+        CLIP.shape(TOY, limits)
+
+    ask(Limits())
+    [name] = limits
+    with pytest.raises(InvalidRequestError, match=f"{message}.*predict2-serve --limit {name}=[.]"):
+        ask(Limits(**limits))
+
+
+def test_a_pictures_guidance_in_text2world_has_the_same_limit():
+    request = Text2WorldRequest(prompt="a", image_guidance=60.0)
+    with pytest.raises(InvalidRequestError, match=r"image_guidance 60.0 .* --limit guidance="):
+        request.check()
+    request.check(Limits(guidance=60.0))
+
+
+def test_a_preset_holds_where_the_owner_allows_more():
+    limits = Limits(num_frames=10**6, pixels=10**9)
+    with pytest.raises(InvalidRequestError, match="num_frames 17 is more than preset toy makes"):
+        Text2WorldRequest(prompt="a", num_frames=17).shape(TOY, limits)
 
 
 @pytest.mark.parametrize(

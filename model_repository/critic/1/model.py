@@ -11,8 +11,8 @@ from predict2_spec.tensors import CRITIC
 
 class TritonPythonModel:
     def initialize(self, args):
-        begin(args)
-        self.stage = Critic(bls_call(pb_utils))
+        policy = begin(args)
+        self.stage = Critic(bls_call(pb_utils), policy.limits)
         self.observe = stage_observer(pb_utils, CRITIC.name)
 
     def execute(self, requests):

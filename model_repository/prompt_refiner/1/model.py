@@ -11,8 +11,8 @@ from predict2_spec.tensors import PROMPT_REFINER
 
 class TritonPythonModel:
     def initialize(self, args):
-        begin(args)
-        self.stage = PromptRefiner(bls_call(pb_utils))
+        policy = begin(args)
+        self.stage = PromptRefiner(bls_call(pb_utils), policy.limits)
         self.observe = stage_observer(pb_utils, PROMPT_REFINER.name)
 
     def execute(self, requests):

@@ -13,7 +13,7 @@ class TritonPythonModel:
     def initialize(self, args):
         policy = begin(args)
         preset = read_preset(served_repository(args))
-        self.stage = Denoiser.open(version_folder(args), preset, "video2world")
+        self.stage = Denoiser.open(version_folder(args), preset, "video2world", policy.limits)
         if policy.warm_up:
             self.stage.warm_up()
         self.observe = stage_observer(pb_utils, VIDEO2WORLD_DENOISER.name)

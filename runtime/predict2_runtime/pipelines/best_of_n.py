@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from predict2_runtime.drain import in_progress
 from predict2_runtime.progress import Progress
@@ -19,6 +20,7 @@ from predict2_spec.errors import (
     RequestCancelledError,
     ServerUnavailableError,
 )
+from predict2_spec.limits import Limits, way_out
 from predict2_spec.requests import Video2WorldRequest
 from predict2_spec.results import Metadata
 
@@ -34,10 +36,11 @@ def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]
     def run(arrays: Arrays, progress: Progress) -> Outputs:
         rest = dict(arrays)
         asked = rest.pop("num_generations", [NUM_GENERATIONS])
-        generations = parse_number("num_generations", asked, 1, critic.MAX_GENERATIONS)
+        limits = backend.policy.limits
+        generations = _count_generations(asked, limits)
         asked = rest.pop("num_critic_trials", [critic.NUM_TRIALS])
         trials = parse_number("num_critic_trials", asked, 1, critic.MAX_TRIALS)
-        request = parse_request("video2world", rest)
+        request = parse_request("video2world", rest, limits)
         assert isinstance(request, Video2WorldRequest)
         request.expect(backend.preset)
         if request.seed + generations > 2**32:
@@ -57,6 +60,16 @@ def best_of_n_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]
             return best_of_n(backend, request, generations, trials, progress)
 
     return run
+
+
+def _count_generations(asked: Any, limits: Limits) -> int:
+    number = parse_number("num_generations", asked, 1, critic.MAX_GENERATIONS)
+    if number > limits.num_generations:
+        raise InvalidRequestError(
+            f"num_generations {number} is above this server's limit of {limits.num_generations}; ask for fewer, "
+            f"{way_out('num_generations')}"
+        )
+    return number
 
 
 def best_of_n(

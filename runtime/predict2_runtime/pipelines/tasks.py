@@ -72,7 +72,7 @@ def open_backend(
 
 def text2image(backend: Backend, request: Text2ImageRequest, progress: Progress) -> Outputs:
     """A picture from text."""
-    shape = request.shape(backend.preset)
+    shape = request.shape(backend.preset, backend.policy.limits)
     moderator = open_moderator(backend, request, progress)
     moderator.check_text(request.prompt, "prompt")
     sampling = _sampling(request)
@@ -120,17 +120,17 @@ def video2world(backend: Backend, request: Video2WorldRequest, progress: Progres
 
 def prepare_clip(backend: Backend, request: Video2WorldRequest, progress: Progress) -> PreparedClip:
     """Check and refine the prompt, and read the input; all that doesn't depend on the seed."""
-    shape = request.shape(backend.preset)
+    shape = request.shape(backend.preset, backend.policy.limits)
     moderator = open_moderator(backend, request, progress)
     moderator.check_text(request.prompt, "prompt")
-    first = _input_frames(request, shape)
+    first = _input_frames(backend, request, shape)
     seen = {"video": np.frombuffer(request.video, np.uint8)} if request.video else {"frames": first}
     return PreparedClip(moderator, shape, first, _refine(moderator, request, seen))
 
 
 def text2world(backend: Backend, request: Text2WorldRequest, progress: Progress) -> Outputs:
     """A clip from text: its first frame is made as a picture, which never leaves the server's memory."""
-    shape = request.shape(backend.preset)
+    shape = request.shape(backend.preset, backend.policy.limits)
     width, height = backend.preset.size("text2image", request.aspect_ratio)
     moderator = open_moderator(backend, request, progress)
     moderator.check_text(request.prompt, "prompt")
@@ -170,7 +170,7 @@ def any_task_handler(backend: Backend) -> Callable[[Arrays, Progress], Outputs]:
 
 
 def _run(task: Task, backend: Backend, arrays: Arrays, progress: Progress) -> Outputs:
-    request = parse_request(task, arrays)
+    request = parse_request(task, arrays, backend.policy.limits)
     request.expect(backend.preset)
     with in_progress(backend.run_folder):
         return PIPELINES[task](backend, request, progress)
@@ -187,11 +187,12 @@ def _sampling(request: Request) -> Sampling:
     )
 
 
-def _input_frames(request: Video2WorldRequest, shape: VideoShape) -> Frames:
+def _input_frames(backend: Backend, request: Video2WorldRequest, shape: VideoShape) -> Frames:
+    limits = backend.policy.limits
     if request.image:
-        frames = decode_image(request.image)[None]
+        frames = decode_image(request.image, limits)[None]
     else:
-        frames = decode_last_frames(request.video, request.num_conditional_frames)
+        frames = decode_last_frames(request.video, request.num_conditional_frames, limits)
     return np.stack([cover_crop(frame, shape.height, shape.width) for frame in frames])
 
 

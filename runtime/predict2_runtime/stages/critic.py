@@ -9,6 +9,7 @@ from predict2_runtime.clips import sample_clip
 from predict2_runtime.language import Question
 from predict2_runtime.tensors import parse_number
 from predict2_spec.critic import MAX_TRIALS, NUM_TRIALS, score
+from predict2_spec.limits import LIMITS, Limits
 from predict2_spec.tensors import REASONER
 
 from . import Arrays
@@ -42,6 +43,7 @@ class Critic:
     """Has the reasoner judge clips."""
 
     call: Call
+    limits: Limits = LIMITS
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`video` UINT8 [bytes], optional `num_trials` and `seed` -> `responses` strings, and `score` from 0 to 1.
@@ -51,7 +53,7 @@ class Critic:
         """
         trials = parse_number("num_trials", inputs.get("num_trials", [NUM_TRIALS]), 1, MAX_TRIALS)
         seed = parse_number("seed", inputs.get("seed", [0]), 0, 2**32 - 1)
-        frames, fps = sample_clip(inputs["video"].tobytes(), FPS)
+        frames, fps = sample_clip(inputs["video"].tobytes(), FPS, self.limits)
         question = Question(
             text=QUESTION,
             system=INSTRUCTION,

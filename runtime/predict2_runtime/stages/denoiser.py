@@ -12,9 +12,16 @@ from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
 from predict2_runtime.schedule import Step, flow_time, solver_steps
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import LIMITS, Limits
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import Preset, Task
-from predict2_spec.requests import LIMITS, MAX_DISTILL_STEPS, SOLVERS, Solver, check_guidance
+from predict2_spec.requests import (
+    MAX_DISTILL_STEPS,
+    SOLVERS,
+    Solver,
+    check_guidance,
+    check_steps,
+)
 from predict2_spec.video import LatentShape, VideoShape
 
 from . import Arrays
@@ -39,14 +46,17 @@ class Denoiser:
     placement: Placement = NUMPY  # the engine's
     warming: tuple[VideoShape, ...] = ()
     step: Engine | None = None  # of a whole step, where the engine makes it
+    limits: Limits = LIMITS
 
     @classmethod
-    def open(cls, folder: Path, preset: Preset, task: Task) -> "Denoiser":
+    def open(cls, folder: Path, preset: Preset, task: Task, limits: Limits = LIMITS) -> "Denoiser":
         """The stage whose engine is installed in `folder`."""
         opened = open_engine(folder, f"{task}_denoiser")
         shapes = warming_shapes(opened.manifest, preset, task)
         graphs = opened.graphs
-        return cls(preset, task, graphs["main"], opened.placement, shapes, graphs.get("step"))
+        return cls(
+            preset, task, graphs["main"], opened.placement, shapes, graphs.get("step"), limits
+        )
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """One step, as `predict2_spec.tensors` describes it: `latents` and `x0`, FP32 [16, T, H, W].
@@ -59,8 +69,9 @@ class Denoiser:
         )
         _check_numbers(inputs)
         scale = float(inputs["guidance"][0])
-        check_guidance("guidance", scale)
-        step = _find_step(inputs, self.preset.distilled and self.task == "text2image")
+        check_guidance("guidance", scale, self.limits)
+        distilled = self.preset.distilled and self.task == "text2image"
+        step = _find_step(inputs, distilled, self.limits)
         self._check_text(inputs)
         # where the engine is they stay for the whole step
         placed = {
@@ -148,17 +159,19 @@ def _check_numbers(inputs: Arrays) -> None:
             )
 
 
-def _find_step(inputs: Arrays, distilled: bool) -> Step:
+def _find_step(inputs: Arrays, distilled: bool, limits: Limits) -> Step:
     index, num_steps = int(inputs["step"][0]), int(inputs["num_steps"][0])
     solvers: tuple[Solver, ...] = ("distilled",) if distilled else SOLVERS
-    most = MAX_DISTILL_STEPS if distilled else LIMITS.num_steps
+    if distilled and num_steps > MAX_DISTILL_STEPS:
+        raise InvalidRequestError(
+            f"num_steps {num_steps} must be between 1 and {MAX_DISTILL_STEPS}"
+        )
+    check_steps(num_steps, limits)
     solver = str(inputs["solver"][0]) if "solver" in inputs else solvers[0]
     if solver not in solvers:
         raise InvalidRequestError(
             f"solver {solver!r:.40} is none of this network's; choose one of {', '.join(solvers)}"
         )
-    if not 1 <= num_steps <= most:
-        raise InvalidRequestError(f"num_steps {num_steps} must be between 1 and {most}")
     steps = solver_steps(num_steps, solver)
     if not 0 <= index < len(steps):
         raise InvalidRequestError(f"step {index} must be between 0 and {len(steps) - 1}")

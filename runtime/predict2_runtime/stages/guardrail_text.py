@@ -10,6 +10,7 @@ from predict2_runtime.guardrails.text_guard import TextGuard
 from predict2_runtime.policy import Policy
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.guardrails import SUBJECTS, Subject, Verdict
+from predict2_spec.limits import LIMITS, Limits
 from predict2_spec.presets import Preset
 from predict2_spec.requests import check_text
 
@@ -26,6 +27,7 @@ class GuardrailText:
 
     blocklist: Blocklist
     guard: TextGuard | None = None
+    limits: Limits = LIMITS
 
     @classmethod
     def open(cls, policy: Policy, preset: Preset) -> "GuardrailText":
@@ -42,7 +44,7 @@ class GuardrailText:
             )
         own = [Path(policy.blocklists)] if policy.blocklists else []
         guard = TextGuard.open(policy.text_guard) if policy.text_guard else None
-        return cls(Blocklist.read(SHIPPED_LISTS, *own), guard)
+        return cls(Blocklist.read(SHIPPED_LISTS, *own), guard, policy.limits)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`text` and `subject`, strings [1] -> `verdict`, JSON.
@@ -51,7 +53,7 @@ class GuardrailText:
             InvalidRequestError: not one text, one too long, or a subject that isn't known.
         """
         text = _one("text", inputs["text"])
-        check_text("text", text)
+        check_text("text", text, self.limits)
         subject = _one("subject", inputs.get("subject", [SUBJECTS[0]]))
         for known in SUBJECTS:
             if subject == known:

@@ -8,7 +8,8 @@ from predict2_runtime.bls import Call
 from predict2_runtime.clips import sample_clip
 from predict2_runtime.language import Question
 from predict2_spec.errors import InvalidRequestError, ServerError
-from predict2_spec.requests import LIMITS, check_text
+from predict2_spec.limits import LIMITS, Limits
+from predict2_spec.requests import check_text
 from predict2_spec.tensors import REASONER
 
 from . import Arrays
@@ -61,6 +62,7 @@ class PromptRefiner:
     """Has the reasoner rewrite prompts."""
 
     call: Call
+    limits: Limits = LIMITS
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`prompt`, and optional `frames` UINT8 [F, H, W, 3] or `video` UINT8 [bytes] -> `refined_prompt`, plain ASCII.
@@ -72,7 +74,7 @@ class PromptRefiner:
         if len(inputs["prompt"]) != 1:
             raise InvalidRequestError(f"prompt holds {len(inputs['prompt'])} values; give one")
         prompt = inputs["prompt"][0]
-        check_text("prompt", prompt)
+        check_text("prompt", prompt, self.limits)
         question = Question(
             text=f"User: {prompt}\nDescription:",
             system=INSTRUCTION,
@@ -80,25 +82,26 @@ class PromptRefiner:
             repetition_penalty=REPETITION_PENALTY,
             ascii_only=True,
         )
-        answer = self.call(REASONER, question=question.to_json(), **_seen(inputs))
-        return {"refined_prompt": _tidy(answer["responses"][0])}
+        answer = self.call(REASONER, question=question.to_json(), **self._seen(inputs))
+        return {"refined_prompt": _tidy(answer["responses"][0], self.limits)}
+
+    def _seen(self, inputs: Arrays) -> dict[str, Any]:
+        """What the reasoner is shown: pictures, or a clip's frames and their fps."""
+        frames, video = inputs.get("frames"), inputs.get("video")
+        if frames is not None and video is not None:
+            raise InvalidRequestError(
+                "frames and a video are both given; give one of them or neither"
+            )
+        if video is not None:
+            frames, fps = sample_clip(video.tobytes(), FPS, self.limits)
+            return {"frames": frames, "fps": fps}
+        return {} if frames is None else {"frames": frames}
 
 
-def _seen(inputs: Arrays) -> dict[str, Any]:
-    """What the reasoner is shown: pictures, or a clip's frames and their fps."""
-    frames, video = inputs.get("frames"), inputs.get("video")
-    if frames is not None and video is not None:
-        raise InvalidRequestError("frames and a video are both given; give one of them or neither")
-    if video is not None:
-        frames, fps = sample_clip(video.tobytes(), FPS)
-        return {"frames": frames, "fps": fps}
-    return {} if frames is None else {"frames": frames}
-
-
-def _tidy(response: str) -> str:
+def _tidy(response: str, limits: Limits) -> str:
     """The response as a prompt: one line of plain ASCII, within the limit of prompts."""
     words = " ".join(response.split())
-    text = "".join(c for c in words if c.isascii() and c.isprintable())[: LIMITS.prompt_bytes]
+    text = "".join(c for c in words if c.isascii() and c.isprintable())[: limits.prompt_bytes]
     if not text:
         raise ServerError(
             "the reasoner wrote nothing for this prompt; try again, or send the request with "

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from predict2_runtime.clips import MAX_FRAMES
-from predict2_runtime.frames import Frames
+from predict2_runtime.frames import Frames, check_pixels
 from predict2_runtime.language import Ask, Question, open_language_model
 from predict2_runtime.policy import Policy
 from predict2_spec.critic import MAX_TRIALS
 from predict2_spec.errors import InvalidRequestError, ServerUnavailableError
-from predict2_spec.requests import LIMITS
+from predict2_spec.limits import LIMITS, Limits
 
 from . import Arrays
 from .warming import TEXT
@@ -39,6 +39,7 @@ class Reasoner:
     """Puts each question to the model that the server's owner named."""
 
     ask: Ask
+    limits: Limits = LIMITS
 
     @classmethod
     def open(cls, policy: Policy) -> "Reasoner":
@@ -47,7 +48,8 @@ class Reasoner:
         Raises:
             EngineMismatchError: the model can't be opened.
         """
-        return cls(open_language_model(policy.reasoner) if policy.reasoner else _nobody)
+        ask = open_language_model(policy.reasoner) if policy.reasoner else _nobody
+        return cls(ask, policy.limits)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`question` JSON, optional `frames` UINT8 [F, H, W, 3] and their `fps` -> `responses` strings.
@@ -61,7 +63,7 @@ class Reasoner:
         fps = _read_fps(inputs.get("fps"))
         frames = inputs.get("frames")
         if frames is not None:
-            _check_frames(frames, fps)
+            _check_frames(frames, fps, self.limits)
         return {"responses": self.ask(question, frames, fps if frames is not None else 0.0)}
 
     def warm_up(self, policy: Policy) -> None:
@@ -132,7 +134,7 @@ def _read_fps(array: Any) -> float:
     return float(values[0])
 
 
-def _check_frames(frames: Any, fps: float) -> None:
+def _check_frames(frames: Any, fps: float, limits: Limits) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise InvalidRequestError(
             f"frames {frames.dtype}{list(frames.shape)} must be uint8 [F, H, W, 3], none of them 0"
@@ -144,7 +146,4 @@ def _check_frames(frames: Any, fps: float) -> None:
             f"{MAX_PICTURES} for pictures"
         )
     height, width = frames.shape[1:3]
-    if height * width > LIMITS.media_pixels:
-        raise InvalidRequestError(
-            f"frames are {width} x {height} pixels; the limit is {LIMITS.media_pixels} in all. Shrink them"
-        )
+    check_pixels(width, height, limits)

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from predict2_runtime.engines import Engine, open_engine
 from predict2_runtime.text import open_tokenizer, tokenize
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import LIMITS, MAX_PROMPTS, Limits
 from predict2_spec.presets import Preset
-from predict2_spec.requests import LIMITS, check_text
+from predict2_spec.requests import check_text
 from predict2_spec.tensors import TEXT_ENCODER
 
 from . import Arrays
@@ -26,13 +27,14 @@ class TextEncoder:
 
     tokenizer: Tokenizer
     encode: Engine  # on numpy arrays
+    limits: Limits = LIMITS
 
     @classmethod
-    def open(cls, folder: Path, preset: Preset) -> "TextEncoder":
+    def open(cls, folder: Path, preset: Preset, limits: Limits = LIMITS) -> "TextEncoder":
         """The stage whose engine and tokenizer are installed in `folder`."""
         engine = open_engine(folder, TEXT_ENCODER.name)
         tokenizer = open_tokenizer(folder / TOKENIZER_FILE, preset.text_encoder)
-        return cls(tokenizer, engine.on_numpy("main"))
+        return cls(tokenizer, engine.on_numpy("main"), limits)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
         """`prompt` strings [n] -> `prompt_embeds` FP32 [n, tokens, width].
@@ -41,12 +43,12 @@ class TextEncoder:
             InvalidRequestError: no prompt, too many, or one too long.
         """
         prompts = inputs["prompt"]
-        if not 1 <= len(prompts) <= LIMITS.prompts:
+        if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise InvalidRequestError(
-                f"{len(prompts)} prompts were given; give 1 to {LIMITS.prompts} a call"
+                f"{len(prompts)} prompts were given; give 1 to {MAX_PROMPTS} a call"
             )
         for prompt in prompts:
-            check_text("prompt", prompt)
+            check_text("prompt", prompt, self.limits)
         ids, mask = tokenize(self.tokenizer, prompts)
         return self.encode({"input_ids": ids, "attention_mask": mask})
 

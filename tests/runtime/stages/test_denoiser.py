@@ -82,7 +82,7 @@ def test_a_distilled_network_answers_with_its_prediction_and_takes_only_its_own_
         ({"step": np.array([36])}, "step 36 must be between 0 and 35"),
         ({"step": np.array([-1])}, "step -1 must be"),
         ({"num_steps": np.array([0])}, "num_steps 0 must be between 1 and 100"),
-        ({"guidance": np.array([np.nan])}, "guidance nan must be between 0 and 50"),
+        ({"guidance": np.array([np.nan])}, "guidance nan must be a number from 0 up"),
         ({"latents": np.full((16, 1, 4, 6), np.nan, np.float32)}, "latents holds NaN"),
         ({"prompt_embeds": np.full(EMBEDS, np.inf, np.float32)}, "prompt_embeds holds NaN"),
         ({"solver": ["magic"]}, "solver 'magic' is none of this network's; choose one of ab2, eul"),

@@ -9,8 +9,8 @@ from predict2_runtime.serve import serve_stage
 from predict2_runtime.stages.guardrail_text import GuardrailText
 from predict2_spec.errors import EngineMismatchError, InvalidRequestError
 from predict2_spec.guardrails import UNDECIDED, Verdict
+from predict2_spec.limits import LIMITS
 from predict2_spec.presets import TOY, find_preset
-from predict2_spec.requests import LIMITS
 from predict2_spec.tensors import GUARDRAIL_TEXT
 
 

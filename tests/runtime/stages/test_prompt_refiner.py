@@ -7,7 +7,7 @@ import pytest
 from predict2_runtime.frames import encode_mp4
 from predict2_runtime.stages.prompt_refiner import INSTRUCTION, PromptRefiner
 from predict2_spec.errors import InvalidRequestError, ServerError, ServerUnavailableError
-from predict2_spec.requests import LIMITS
+from predict2_spec.limits import LIMITS
 
 PICTURE = np.zeros((1, 60, 80, 3), np.uint8)
 CLIP = np.zeros((32, 60, 80, 3), np.uint8)
