@@ -34,6 +34,11 @@ class Step:
     before: float = 0.0
     noise: float = 0.0
 
+    def numbers(self, guidance: float) -> dict[str, float]:
+        """What an engine of whole steps takes beside tensors: the network's time, the scale, and the weights."""
+        weights = {"keep": self.keep, "now": self.now, "before": self.before}
+        return {"time": flow_time(self.sigma), "guidance": guidance, **weights}
+
 
 def karras_sigmas(count: int) -> list[float]:
     """`count` noise levels from 80 down to 0.002, evenly spaced in sigma**(1/7).

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from predict2_runtime.engines import NUMPY, Engine, Placement, open_engine
 from predict2_runtime.sampler import Array, Guidance, guided_x0, update
-from predict2_runtime.schedule import Step, flow_time, solver_steps
+from predict2_runtime.schedule import Step, solver_steps
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.limits import LIMITS, Limits
 from predict2_spec.networks import LATENT_CHANNELS
@@ -80,7 +80,7 @@ class Denoiser:
         if self.step is None:
             result = self._around_engine(step, scale, placed)
         else:
-            result = self.step({**placed, **_numbers(step, scale)})
+            result = self.step({**placed, **step.numbers(scale)})
         return {name: self.placement.to_numpy(array) for name, array in result.items()}
 
     def _around_engine(self, step: Step, scale: float, placed: Arrays) -> dict[str, Any]:
@@ -144,11 +144,6 @@ def _warming_inputs(preset: Preset, task: Task, shape: LatentShape) -> dict[str,
     if not picture:
         inputs["condition_latents"] = latents[:, :1]
     return inputs
-
-
-def _numbers(step: Step, scale: float) -> dict[str, float]:
-    weights = {"keep": step.keep, "now": step.now, "before": step.before}
-    return {"time": flow_time(step.sigma), "guidance": scale, **weights}
 
 
 def _check_numbers(inputs: Arrays) -> None:

@@ -60,8 +60,7 @@ class TorchStep:
         Args:
             inputs: `latents` and `previous_x0` [16, T, H, W], `prompt_embeds` [M, text width]; if guided,
                 `negative_prompt_embeds` like it; for clips that go on from frames, `condition_latents` [16, K, H, W]
-                clean; and five numbers: `time` and `guidance` as in `guided_x0`, where time is `flow_time(sigma)`,
-                `keep`, `now` and `before` as in `schedule.Step`.
+                clean; and `schedule.Step.numbers`.
 
         Returns:
             `latents` and `x0`, float32 [16, T, H, W].

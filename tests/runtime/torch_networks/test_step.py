@@ -9,7 +9,7 @@ import torch
 from predict2_export.networks.dit import Dit
 from predict2_kernels import solver_ops, torch_ops
 from predict2_runtime.sampler import Guidance, guided_x0, update
-from predict2_runtime.schedule import Step, flow_time, solver_steps
+from predict2_runtime.schedule import solver_steps
 from predict2_runtime.torch_networks import step as module_under_test
 from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
@@ -63,11 +63,6 @@ def make_inputs(spec, seed=0, *, negative="zeros", conditioned=1):
     return inputs
 
 
-def numbers(step, scale=SCALE):
-    weights = {"keep": step.keep, "now": step.now, "before": step.before}
-    return {"time": flow_time(step.sigma), "guidance": scale, **weights}
-
-
 def by_the_sampler(dit, inputs, step, scale=SCALE):
     """(latents, x0) as the stage makes them of an engine that evaluates the network alone."""
 
@@ -100,7 +95,7 @@ def test_a_step_is_the_samplers_around_the_network(name, conditioned, negative, 
     inputs = make_inputs(spec, negative=negative, conditioned=conditioned)
     for index in (0, 7, 35):
         expected = by_the_sampler(TorchDit(kept), inputs, STEPS[index])
-        found = TorchStep(kept)(inputs | numbers(STEPS[index]))
+        found = TorchStep(kept)(inputs | STEPS[index].numbers(SCALE))
         check(found, expected)
         if "condition_latents" in inputs:
             assert torch.equal(found["x0"][:, :conditioned], inputs["condition_latents"])
@@ -109,7 +104,7 @@ def test_a_step_is_the_samplers_around_the_network(name, conditioned, negative, 
 def test_in_float32_a_step_ends_within_a_millionth_of_the_samplers(weights):
     kept = Kept(weights(SPECS["clip"]))
     inputs = make_inputs(SPECS["clip"], negative="another prompt")
-    found = TorchStep(kept)(inputs | numbers(STEPS[20]))
+    found = TorchStep(kept)(inputs | STEPS[20].numbers(SCALE))
     expected = by_the_sampler(TorchDit(kept), inputs, STEPS[20])
     unguided = by_the_sampler(TorchDit(kept), inputs, STEPS[20], scale=0.0)
     assert (unguided[1] - expected[1]).norm() > 1e-2 * expected[
@@ -125,7 +120,7 @@ def test_a_network_of_another_type_is_told_the_same_times(dtype, weights):
     inputs = make_inputs(SPECS["clip"])
     for index in (0, 7, 35):
         expected = by_the_sampler(TorchDit(kept), inputs, STEPS[index])
-        check(TorchStep(kept)(inputs | numbers(STEPS[index])), expected)
+        check(TorchStep(kept)(inputs | STEPS[index].numbers(SCALE)), expected)
 
 
 class Operators:
@@ -147,7 +142,7 @@ def test_through_the_kernels_operator_it_is_the_same_step(monkeypatch, weights):
         inputs = make_inputs(SPECS["clip"], negative=negative)
         inputs["latents"] = inputs["latents"].mT.contiguous().mT  # as nobody should send it
         expected = by_the_sampler(TorchDit(kept), inputs, STEPS[7])
-        check(TorchStep(kept)(inputs | numbers(STEPS[7])), expected)
+        check(TorchStep(kept)(inputs | STEPS[7].numbers(SCALE)), expected)
     assert operators.calls == 2
 
 
@@ -156,7 +151,7 @@ def test_a_whole_generation_replays_one_recording(captures, weights):
     recorded, launched = TorchStep(kept, 1), TorchStep(kept)
     inputs = make_inputs(SPECS["clip"], negative="another prompt")
     for index, step in enumerate(STEPS):
-        given = inputs | numbers(step, 4.0 + index % 3)
+        given = inputs | step.numbers(4.0 + index % 3)
         found, expected = recorded(given), launched(given)
         assert torch.equal(found["latents"], expected["latents"])
         assert torch.equal(found["x0"], expected["x0"])
@@ -172,7 +167,9 @@ def test_what_changes_the_work_is_recorded_by_itself(captures, weights):
     for turn in range(2):
         for number, (negative, conditioned) in enumerate(kinds[:8]):
             given = make_inputs(SPECS["clip"], turn, negative=negative, conditioned=conditioned)
-            found, expected = (of(given | numbers(STEPS[3 + turn])) for of in (recorded, launched))
+            found, expected = (
+                of(given | STEPS[3 + turn].numbers(SCALE)) for of in (recorded, launched)
+            )
             assert torch.equal(found["latents"], expected["latents"])
             assert captures.made == (8 if turn else number + 1)
 
@@ -180,7 +177,7 @@ def test_what_changes_the_work_is_recorded_by_itself(captures, weights):
 def test_which_of_the_prompts_is_zero_is_recorded_by_itself(captures, weights):
     kept = Kept(weights(SPECS["picture"]))
     recorded, launched = TorchStep(kept, 8), TorchStep(kept)
-    inputs = make_inputs(SPECS["picture"]) | numbers(STEPS[7])
+    inputs = make_inputs(SPECS["picture"]) | STEPS[7].numbers(SCALE)
     names = ["prompt_embeds", "negative_prompt_embeds"]
     other = inputs | dict(zip(names[::-1], (inputs[name] for name in names), strict=True))
     for given in (inputs, other, inputs):
@@ -195,7 +192,7 @@ def test_prompts_and_modulations_are_read_once_for_steps_and_evaluations_togethe
     made = kept._make_modulations
     kept.modulations = lambda times: calls.append(times) or made(times)
     inputs = make_inputs(SPECS["picture"])
-    TorchStep(kept)(inputs | numbers(STEPS[7]))
+    TorchStep(kept)(inputs | STEPS[7].numbers(SCALE))
     by_the_sampler(TorchDit(kept), inputs, STEPS[7])
     assert len(kept._prompts) == 1
     assert calls[0] == calls[1]
@@ -219,13 +216,13 @@ def test_prompts_and_modulations_are_read_once_for_steps_and_evaluations_togethe
     ],
 )
 def test_inputs_that_are_no_step_are_refused(change, message, weights):
-    inputs = make_inputs(SPECS["clip"]) | numbers(STEPS[0]) | change
+    inputs = make_inputs(SPECS["clip"]) | STEPS[0].numbers(SCALE) | change
     with pytest.raises(InvalidRequestError, match=message):
         TorchStep(Kept(weights(SPECS["clip"])))(inputs)
 
 
 def test_a_grid_that_the_network_does_not_take_is_refused(weights):
-    inputs = make_inputs(SPECS["clip"], conditioned=0) | numbers(STEPS[0])
+    inputs = make_inputs(SPECS["clip"], conditioned=0) | STEPS[0].numbers(SCALE)
     inputs |= {name: torch.zeros(16, 3, 66, 2) for name in ("latents", "previous_x0")}
     with pytest.raises(InvalidRequestError, match=r"a grid of \[3, 33, 1\] tokens was given"):
         TorchStep(Kept(weights(SPECS["clip"])))(inputs)
@@ -241,10 +238,10 @@ def test_on_a_gpu_recorded_steps_are_the_launched_ones_to_the_bit(name, dtype, w
     for index in (0, 1, 7, 34, 35):
         for negative in ("zeros", "another prompt"):
             given = make_inputs(SPECS[name], index, negative=negative)
-            given = {k: v.cuda() for k, v in given.items()} | numbers(STEPS[index])
+            given = {k: v.cuda() for k, v in given.items()} | STEPS[index].numbers(SCALE)
             held.append((recorded(given), launched(given)))
             if dtype == torch.float32:
-                expected = by_the_sampler(TorchDit(kept), given, Step(**vars(STEPS[index])))
+                expected = by_the_sampler(TorchDit(kept), given, STEPS[index])
                 check(launched(given), expected, 1e-3)  # also of kernels that sum otherwise
     for found, expected in held:
         assert torch.equal(found["latents"], expected["latents"])
