@@ -20,11 +20,15 @@ _SIGNATURES = {
     ),
     "predict2_gelu_quantize": (*(_ARRAY,) * 3, *(_SIZE,) * 2, _STREAM),
     "predict2_qk_norm_rope": (
-        (ctypes.c_int, *(_ARRAY,) * 11, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
+        (ctypes.c_int, *(_ARRAY,) * 12, *(_SIZE,) * 13, ctypes.c_float, ctypes.c_int, _STREAM)
     ),
+    "predict2_qk_prep": ((ctypes.c_int, *(_ARRAY,) * 13, *(_SIZE,) * 11, ctypes.c_float, _STREAM)),
+    "predict2_v_scales": (*(_ARRAY,) * 2, *(_SIZE,) * 4, _STREAM),
+    "predict2_v_prep": (*(_ARRAY,) * 4, *(_SIZE,) * 4, _STREAM),
     "predict2_rms_silu": (ctypes.c_int, *(_ARRAY,) * 3, *(_SIZE,) * 4, ctypes.c_int, _STREAM),
 }
 FLOAT, BFLOAT16 = 0, 1  # the `dtype` of a launcher
+INT8, E4M3 = 0, 1  # the `codes` of one
 
 
 class KernelError(RuntimeError):

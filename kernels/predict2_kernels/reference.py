@@ -9,7 +9,6 @@ from torch import Tensor
 
 EPS = 1e-6  # of every norm
 E4M3 = torch.float8_e4m3fn
-LARGEST = torch.finfo(E4M3).max  # 448
 SMALLEST_SCALE = 2.0**-64  # so that a row of zeros has one with an inverse
 
 
@@ -59,17 +58,33 @@ def _adaln_modulate(x: Tensor, modulation: Tensor) -> Tensor:
     return (normed * (1 + scale) + shift).view(x.shape)
 
 
-def quantize_rows(u: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes [..., D] in e4m3, scales [..., 1] in float32) of u [..., D]: u is about codes * scales.
+def quantize_rows(u: Tensor, dtype: torch.dtype = E4M3) -> tuple[Tensor, Tensor]:
+    """(codes [..., D], scales [..., 1] in float32) of u [..., D]: u is about codes * scales.
 
-    scale = max(max |u| / 448, 2^-64) and code = e4m3(u * (1 / scale)), saturating, each operation
-    rounded to float32. Flat, they are what `torch._scaled_mm` takes with scales by row.
+    `row_scales` and `codes_of`. Flat, those of e4m3 are what `torch._scaled_mm` takes with scales by row.
     """
-    u = u.float()
+    scales = row_scales(u, dtype)
+    return codes_of(u, scales, dtype), scales
+
+
+def row_scales(u: Tensor, dtype: torch.dtype = E4M3) -> Tensor:
+    """max(max |u| / 448, 2^-64) of each row of u [..., D], in float32: [..., 1]. For int8 127 instead of 448."""
     # An array of its own, because torch on a GPU multiplies by a number's inverse.
-    largest = u.new_full((), LARGEST)
-    scales = (u.abs().amax(-1, keepdim=True) / largest).clamp_min(SMALLEST_SCALE)
-    return (u * scales.reciprocal()).clamp(-LARGEST, LARGEST).to(E4M3), scales
+    largest = torch.full((), _largest(dtype), device=u.device)
+    return (u.float().abs().amax(-1, keepdim=True) / largest).clamp_min(SMALLEST_SCALE)
+
+
+def codes_of(u: Tensor, scales: Tensor, dtype: torch.dtype = E4M3) -> Tensor:
+    """u * (1 / scale) in e4m3 or int8: saturating, each operation rounded to float32, ties to even."""
+    largest = _largest(dtype)
+    scaled = (u.float() * scales.reciprocal()).clamp(-largest, largest)
+    if not dtype.is_floating_point:
+        scaled = scaled.round().nan_to_num(0.0)
+    return scaled.to(dtype)
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max)
 
 
 def adaln_modulate_e4m3(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +138,16 @@ class Rotary:
 
 
 def qk_norm_rope(
-    x: Tensor, weight: Tensor, rotary: Rotary | None = None, scale: float = 1.0
+    x: Tensor,
+    weight: Tensor,
+    rotary: Rotary | None = None,
+    scale: float = 1.0,
+    order: Tensor | None = None,
 ) -> Tensor:
     """RMSNorm of each head of queries or keys [B, N, heads * E] and rotation: [B, N, heads, E].
 
     Channel j turns with j + E/2 by the angles of the token's frame, row and column, one axis after
-    the other. In float32 at least, rounded once.
+    the other. With `order` [N] token i of the result is token order[i]. In float32 at least, rounded once.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     heads = x.view(*x.shape[:-1], -1, len(weight)).to(wide)
@@ -138,7 +157,54 @@ def qk_norm_rope(
         cos, sin = angles(rotary)
         first, second = normed.chunk(2, dim=-1)
         normed = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    if order is not None:
+        normed = normed[:, order]
     return normed.to(x.dtype)
+
+
+def qk_prep(
+    x: Tensor,
+    weight: Tensor,
+    rotary: Rotary | None = None,
+    scale: float = 1.0,
+    order: Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(codes [B, heads, N, E], scales [B, heads, N]): `quantize_rows` to e4m3 or int8 of `qk_norm_rope`.
+
+    Before its rounding, and less `shift` [heads, E], which changes no softmax over keys.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = qk_norm_rope(wide, weight, rotary, scale, order).transpose(1, 2)
+    if shift is not None:
+        normed = normed - shift[:, None]
+    codes, scales = quantize_rows(normed, dtype)
+    return codes, scales.squeeze(-1)
+
+
+def v_scales(v: Tensor, head_dim: int) -> Tensor:
+    """`row_scales` of each channel of values [B, N, heads * E], over the tokens: [B, heads, E]."""
+    return row_scales(_transposed(v, head_dim)).squeeze(-1)
+
+
+def v_prep(v: Tensor, scales: Tensor, order: Tensor | None = None) -> Tensor:
+    """`codes_of` values [B, N, heads * E] by scales [B, heads, E], transposed: [B, heads, E, N'] in e4m3.
+
+    N' is N rounded up to 16, with zeros; before them token i is token order[i], where there is an order [N].
+    """
+    values = _transposed(v, scales.shape[-1])
+    if order is not None:
+        values = values[..., order]
+    padded = torch.zeros((*values.shape[:-1], -(-v.shape[1] // 16) * 16), device=v.device).to(E4M3)
+    padded[..., : v.shape[1]] = codes_of(values, scales[..., None])
+    return padded
+
+
+def _transposed(v: Tensor, head_dim: int) -> Tensor:
+    """[B, N, heads * E] -> [B, heads, E, N]."""
+    return torch.unflatten(v, -1, (-1, head_dim)).movedim(1, -1)
 
 
 def angles(rotary: Rotary) -> Tensor:

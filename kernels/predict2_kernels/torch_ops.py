@@ -236,18 +236,21 @@ def qk_norm_rope(
     tables: Sequence[Tensor],
     q_scale: float = 1.0,
     heads_first: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.qk_norm_rope` of q [B, N, heads * E] and k [B, M, heads * E].
 
     q and k may be slices of a packed QKV [B, N, 3 * heads * E]. `weights` are those of q and k,
     `tables` the three of `reference.Rotary`, or none. The outputs are [B, heads, N, E] where
-    `heads_first`, else [B, N, heads, E].
+    `heads_first`, else [B, N, heads, E]. `order` is a permutation [N] of the tokens in int32, for
+    block-sparse attention, where M is N.
     """
     _head_dim(q, k, weights, tables)
+    _check_order(order, q, k)
     rotary = reference.Rotary(*tables) if tables else None
     outputs = (
-        reference.qk_norm_rope(q, weights[0], rotary, q_scale),
-        reference.qk_norm_rope(k, weights[1], rotary),
+        reference.qk_norm_rope(q, weights[0], rotary, q_scale, order),
+        reference.qk_norm_rope(k, weights[1], rotary, order=order),
     )
     if heads_first:
         outputs = (outputs[0].transpose(1, 2), outputs[1].transpose(1, 2))
@@ -262,22 +265,23 @@ def _(
     tables: Sequence[Tensor],
     q_scale: float = 1.0,
     heads_first: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     head_dim = _head_dim(q, k, weights, tables)
     dtype = _dtype(*weights)
     if any(t.dtype != weights[0].dtype for t in (q, k)):
         raise ValueError("q, k and the weights must be of one dtype")
     _contiguous(*tables)
+    _check_order(order, q, k)
     out = _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
-    of_tables: Sequence[int | None] = [t.data_ptr() for t in tables] or [None] * 3
-    positions = [t.shape[1] for t in tables] or [0] * 3
-    channels = [t.shape[2] for t in tables] or [0] * 3
+    of_tables, positions, channels = _of_tables(tables)
     _launch(
         "predict2_qk_norm_rope",
-        (q, k, *weights, *tables),
+        _given(q, k, *weights, *tables, order),
         *(dtype, q.data_ptr(), k.data_ptr(), None),
         *(t.data_ptr() for t in weights),
         *of_tables,
+        _pointer(order),
         *(t.data_ptr() for t in out),
         *(None, q.shape[0], q.shape[1], k.shape[1], q.shape[-1] // head_dim, head_dim),
         *(_row_stride(q), _row_stride(k), *positions, *channels, q_scale, heads_first),
@@ -293,9 +297,47 @@ def _(
     tables: Sequence[Tensor],
     q_scale: float = 1.0,
     heads_first: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     head_dim = _head_dim(q, k, weights, tables)
+    _check_order(order, q, k)
     return _like_heads(q, head_dim, heads_first), _like_heads(k, head_dim, heads_first)
+
+
+def _check_order(order: Tensor | None, q: Tensor, k: Tensor) -> None:
+    """That an order of tokens is one of these queries and keys; its entries are the caller's matter.
+
+    Raises:
+        ValueError: it isn't [tokens] in int32, contiguous, or the keys are of other tokens.
+    """
+    if order is None:
+        return
+    tokens = (q.shape[1],)
+    if tuple(order.shape) != tokens or k.shape[1:2] != tokens or order.dtype != torch.int32:
+        raise ValueError(
+            f"an order {tuple(order.shape)} in {order.dtype} must be int32 for each of the tokens, "
+            f"as many in q {tuple(q.shape)} as in k {tuple(k.shape)}"
+        )
+    _contiguous(order)
+
+
+def _of_tables(tables: Sequence[Tensor]) -> tuple[list[int | None], list[int], list[int]]:
+    """(pointers, positions, channels) of the rotary tables for a launcher; nothing of none."""
+    if not tables:
+        return [None] * 3, [0] * 3, [0] * 3
+    return (
+        [t.data_ptr() for t in tables],
+        [t.shape[1] for t in tables],
+        [t.shape[2] for t in tables],
+    )
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _like_heads(x: Tensor, head_dim: int, heads_first: bool) -> Tensor:
@@ -315,6 +357,6 @@ def _row_stride(x: Tensor) -> int:
     step = x.stride(1) if tokens > 1 else x.stride(0)
     if x.stride(2) != 1 or (batch > 1 and x.stride(0) != tokens * step) or step < width:
         raise ValueError(
-            f"q and k must be rows of a [B, N, ...] tensor, not of strides {x.stride()}"
+            f"q, k and v must be rows of a [B, N, ...] tensor, not of strides {x.stride()}"
         )
     return int(step)

@@ -134,8 +134,8 @@ def arguments(**changes):
     """Of a good call for two heads of 64 and a grid of 2 x 3 x 5."""
     values = {
         "dtype": BFLOAT16, "q": ALIGNED, "k": ALIGNED, "v": None, "q_weight": ALIGNED,
-        "k_weight": ALIGNED, "frames": ALIGNED, "rows": ALIGNED, "columns": ALIGNED,
-        "q_out": ALIGNED, "k_out": ALIGNED, "v_out": None, "batch": 2, "q_tokens": 30,
+        "k_weight": ALIGNED, "frames": ALIGNED, "rows": ALIGNED, "columns": ALIGNED, "order": None,
+        "q_out": 2 * ALIGNED, "k_out": 2 * ALIGNED, "v_out": None, "batch": 2, "q_tokens": 30,
         "k_tokens": 30, "heads": 2, "head_dim": 64, "q_stride": 384, "k_stride": 384,
         "num_frames": 2, "num_rows": 3, "num_columns": 5, "frame_channels": 12, "row_channels": 10,
         "column_channels": 10, "q_scale": 1.0, "heads_first": 1, "stream": None,
@@ -166,7 +166,13 @@ def arguments(**changes):
         {"num_frames": -2, "num_rows": -3},
         {"row_channels": 11},
         {"row_channels": -10, "frame_channels": 32},
+        {"order": ALIGNED + 2},
+        {"order": ALIGNED, "q_out": ALIGNED},  # in place, where tokens change theirs
         {"batch": 1 << 40},
+        {"batch": 1 << 31, "heads": 1 << 31},
+        {"q_tokens": 1 << 62, "k_tokens": 1 << 62},
+        {"q_stride": 1 << 40},
+        {"num_frames": 1 << 40, "num_rows": 1 << 40},
     ],
 )
 def test_bad_arguments_are_refused_before_a_launch(launchers, changes):
@@ -178,6 +184,34 @@ def test_bad_arguments_are_refused_before_a_launch(launchers, changes):
 )
 def test_an_empty_problem_launches_nothing(launchers, changes):
     assert launchers.predict2_qk_norm_rope(*arguments(**changes)) == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "tokens"),
+    [
+        (torch.arange(29).int(), 30),
+        (torch.arange(30), 30),  # int64
+        (torch.arange(30).int()[None], 30),
+        (torch.arange(30).int(), 7),  # the keys have others
+    ],
+)
+def test_operator_refuses_an_order_that_is_not_of_the_tokens(order, tokens):
+    given = operands(k=torch.ones(2, tokens, 64), tables=[])
+    with pytest.raises(ValueError, match="for each of the tokens"):
+        operator(**given, order=order)
+
+
+def test_operator_turns_a_token_by_its_own_angles_whatever_the_order():
+    q, k = normal(2, 30, 64, dtype=torch.float32), normal(2, 30, 64, dtype=torch.float32, seed=1)
+    weights = [normal(32, dtype=torch.float32, seed=seed) for seed in (2, 3)]
+    order = torch.arange(30).view(3, 2, 5).permute(2, 1, 0).flatten().int()
+    given = (q, k, weights, tables(32, (3, 2, 5)))
+    for heads_first in (False, True):
+        plain = operator(*given, heads_first=heads_first)
+        ordered = operator(*given, heads_first=heads_first, order=order)
+        for actual, of in zip(ordered, plain, strict=True):
+            assert torch.equal(actual, of[:, :, order] if heads_first else of[:, order])
+    torch_library.opcheck(operator, given, {"order": order})
 
 
 def test_operator_refuses_what_is_not_rows_of_a_tensor():
@@ -212,7 +246,8 @@ def test_kernel_equals_reference(backend, head_dim, heads, grid, dtype, heads_fi
         "predict2_qk_norm_rope",
         FLOAT if dtype == torch.float32 else BFLOAT16,
         *(qkv[..., i * width :].data_ptr() for i in range(3)),
-        *(t.data_ptr() for t in (*weights, *rotary, *out)),
+        *(t.data_ptr() for t in (*weights, *rotary)),
+        *(None, *(t.data_ptr() for t in out)),
         *(*sizes, *(t.shape[2] for t in rotary), 0.125, heads_first),
     )
     q, k, v = (part.cpu().float() for part in qkv.chunk(3, dim=-1))
@@ -237,7 +272,7 @@ def test_kernel_takes_queries_and_keys_of_different_length_and_works_in_place(ba
     backend.call(
         "predict2_qk_norm_rope",
         FLOAT if dtype == torch.float32 else BFLOAT16,
-        *(q.data_ptr(), k.data_ptr(), None, *(t.data_ptr() for t in weights), None, None, None),
+        *(q.data_ptr(), k.data_ptr(), None, *(t.data_ptr() for t in weights), *(None,) * 4),
         *(q.data_ptr(), k.data_ptr(), None, 2, 5, 3, 2, 128, 256, 256, *(0,) * 6, 1.0, 0),
     )
     # two ways of float32, so a value on the edge of a rounding may fall to either side: a step
@@ -245,6 +280,50 @@ def test_kernel_takes_queries_and_keys_of_different_length_and_works_in_place(ba
     for actual, wanted in zip((q, k), expected, strict=True):
         actual = actual.cpu().view(wanted.shape)
         torch.testing.assert_close(actual, wanted, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_kernel_writes_tokens_in_another_order(backend, dtype, heads_first):
+    grid, heads, head_dim = (2, 3, 5), 5, 32
+    tokens, width = math.prod(grid), heads * head_dim
+    qkv = torch.randn(2, tokens, 3 * width, device=backend.device).to(dtype)
+    weights = [torch.randn(head_dim, device=backend.device).to(dtype) for _ in range(2)]
+    rotary = tables(head_dim, grid, backend.device)
+    order = torch.randperm(tokens, device=backend.device).int()
+
+    def run(of):
+        shape = (heads, tokens) if heads_first else (tokens, heads)
+        out = torch.full((3, 2, *shape, head_dim), math.nan, device=backend.device, dtype=dtype)
+        backend.call(
+            "predict2_qk_norm_rope",
+            FLOAT if dtype == torch.float32 else BFLOAT16,
+            *(qkv[..., i * width :].data_ptr() for i in range(3)),
+            *(t.data_ptr() for t in (*weights, *rotary)),
+            *(of, *(t.data_ptr() for t in out)),
+            *(2, tokens, tokens, heads, head_dim, 3 * width, 3 * width, *grid),
+            *(*(t.shape[2] for t in rotary), 1.0, heads_first),
+        )
+        return out if heads_first else out.transpose(2, 3)
+
+    # the same arithmetic for every token, so the same bits
+    assert torch.equal(run(order.data_ptr()), run(None)[:, :, :, order])
+
+
+def test_an_order_that_is_none_reads_no_other_memory(backend):
+    q = torch.randn(1, 5, 32, device=backend.device)
+    weight = torch.ones(32, device=backend.device)
+    order = torch.tensor([-1, 5, 1 << 30, 4, 0], device=backend.device, dtype=torch.int32)
+    out = torch.full_like(q, math.nan)
+    backend.call(
+        "predict2_qk_norm_rope",
+        *(FLOAT, q.data_ptr(), None, None, weight.data_ptr(), *(None,) * 4),
+        *(order.data_ptr(), out.data_ptr(), None, None, 1, 5, 0, 1, 32, 32, 32),
+        *(*(0,) * 6, 1.0, 0),
+    )
+    assert torch.equal(out[0, :3], out[0, 3].expand(3, -1))
+    expected = qk_norm_rope(q, weight)[0, [4, 4, 4, 4, 0], 0]
+    torch.testing.assert_close(out[0].cpu(), expected.cpu(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

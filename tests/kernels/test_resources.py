@@ -23,11 +23,16 @@ BOUNDS = {
     "ResidualI13__nv_bfloat16": 72,
     "NormI13__nv_bfloat16": 40,  # 6 blocks of 256
     "QuantizeILi": 64,  # 2 blocks of 512
+    "QkPrepareI": 80,  # 3 blocks of 256
+    "9TransposeE": 64,  # 4 blocks of 256
+    "7LargestE": 64,
 }
 E4M3 = {
     "adaln_modulate",
     "gated_residual_modulate",
     "gelu_quantize",
+    "qk_prep",
+    "v_prep",
 }  # of the kernels, those that write it
 
 

@@ -35,28 +35,34 @@ __device__ inline unsigned LargestBits(unsigned bits, const float (&values)[kCou
   return bits;
 }
 
+// Of a row whose largest value is of these bits, for codes up to `largest_code`.
+__device__ inline float ScaleOf(unsigned largest_bits, float largest_code) {
+  const float scale = __uint_as_float(largest_bits) / largest_code;
+  return scale < kSmallestScale ? kSmallestScale : scale;  // a NaN stays
+}
+
 // Of the row that a block holds, from the largest of each thread.
 template <int kThreads>
 __device__ inline float RowScale(unsigned largest_bits) {
   __shared__ unsigned partial[kThreads / 32];
-  const float scale = __uint_as_float(BlockMax<kThreads>(largest_bits, partial)) / kLargestE4m3;
-  return scale < kSmallestScale ? kSmallestScale : scale;  // a NaN stays
+  return ScaleOf(BlockMax<kThreads>(largest_bits, partial), kLargestE4m3);
 }
 
 // 4 values a word, the first in its lowest byte. From sm_89 on an instruction converts two.
+__device__ inline unsigned ToE4m3(float a, float b, float c, float d) {
+  const unsigned low = __nv_cvt_float2_to_fp8x2({a, b}, __NV_SATFINITE, __NV_E4M3);
+  const unsigned high = __nv_cvt_float2_to_fp8x2({c, d}, __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+
 template <int kCount>
 __device__ inline void Store(__nv_fp8_e4m3* to, const float (&values)[kCount], float inverse) {
   static_assert(kCount == 4 || kCount == 8, "one word or two");
   unsigned words[kCount / 4];
 #pragma unroll
   for (int i = 0; i < kCount; i += 4) {
-    unsigned pairs[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float2 two = {values[i + 2 * j] * inverse, values[i + 2 * j + 1] * inverse};
-      pairs[j] = __nv_cvt_float2_to_fp8x2(two, __NV_SATFINITE, __NV_E4M3);
-    }
-    words[i / 4] = pairs[0] | pairs[1] << 16;
+    words[i / 4] = ToE4m3(values[i] * inverse, values[i + 1] * inverse, values[i + 2] * inverse,
+                          values[i + 3] * inverse);
   }
   if constexpr (kCount == 8) {
     *reinterpret_cast<uint2*>(to) = {words[0], words[1]};

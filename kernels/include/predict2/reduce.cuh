@@ -14,6 +14,16 @@ __device__ inline float GroupSum(float value) {
   return value;
 }
 
+template <int kLanes>
+__device__ inline unsigned GroupMax(unsigned value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    const unsigned other = __shfl_xor_sync(0xffffffffu, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 // `partial` is shared memory of kThreads / 32 floats that nothing else uses, before or after: so
 // one barrier is enough.
 template <int kThreads>

@@ -122,6 +122,14 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   return other;
 }
 
+inline unsigned __shfl_xor_sync(unsigned mask, unsigned value, int step) {
+  float bits;
+  std::memcpy(&bits, &value, 4);
+  const float other = __shfl_xor_sync(mask, bits, step);
+  std::memcpy(&value, &other, 4);
+  return value;
+}
+
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   const unsigned self = threadIdx.x, first = self / 32 * 32;
   host_cuda::of_warp[self] = value;
@@ -158,6 +166,21 @@ inline unsigned __float_as_uint(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, 4);
   return bits;
+}
+
+inline int __float2int_rn(float value) {
+  return std::isnan(value) ? 0 : static_cast<int>(std::nearbyint(value));
+}
+
+inline unsigned atomicMax(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = std::max(before, value);
+  return before;
+}
+
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  std::memset(at, value, bytes);
+  return cudaSuccess;
 }
 
 template <typename T>
