@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploaded clips for those who only look at them: frames evenly taken, and shrunk while decoding."""
 
-import io
 from typing import Any
 
-import av
 import numpy as np
 
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.limits import LIMITS, Limits, way_out
 
-from .frames import Frames, upright, video_frames, video_packets
+from .frames import Frames, open_clip, upright, video_frames, video_packets
 from .language.vision import DEPTH, clip_size, resize
 
 _LEAST_FRAMES = 4
@@ -33,26 +31,18 @@ def sample_clip(data: bytes, fps: float, limits: Limits = LIMITS) -> tuple[Frame
             f"the video has {len(data)} bytes; the limit is {limits.media_bytes}. Cut or shrink it, "
             f"{way_out('media_bytes')}"
         )
-    try:
-        total, rate = _length(data, limits)
-        count = _how_many(total, rate, fps)
-        indices = np.linspace(0, total - 1, count).round().astype(int).tolist()
-        frames = _take(data, indices, limits)
-    except av.error.FFmpegError as error:
-        raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
+    total, rate = _length(data, limits)
+    count = _how_many(total, rate, fps)
+    indices = np.linspace(0, total - 1, count).round().astype(int).tolist()
+    frames = _take(data, indices, limits)
     if not frames:
         raise InvalidRequestError("the video has no frame that can be decoded")
     return np.stack(frames), count / total * rate
 
 
-def _open(data: bytes) -> Any:
-    # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
-    return av.open(io.BytesIO(data), "r", format="mp4")
-
-
 def _length(data: bytes, limits: Limits) -> tuple[int, float]:
     """Frames and frames per second. The packets are counted: what the header says may be missing or wrong."""
-    with _open(data) as container:
+    with open_clip(data) as container:
         total = sum(bool(packet.size) for packet in video_packets(container, limits))
         stream = container.streams.video[0]
         rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -68,7 +58,7 @@ def _how_many(total: int, rate: float, fps: float) -> int:
 def _take(data: bytes, indices: list[int], limits: Limits) -> list[Any]:
     frames: list[Any] = []
     size = (0, 0)  # the first frame's, for all: a stream may change its own on the way
-    with _open(data) as container:
+    with open_clip(data) as container:
         for index, frame in enumerate(video_frames(container, limits)):
             if index == indices[len(frames)]:
                 picture = upright(frame)

@@ -4,6 +4,7 @@
 import io
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import av
@@ -89,20 +90,43 @@ def decode_last_frames(data: bytes, count: int, limits: Limits = LIMITS) -> Fram
     """
     last: deque[av.VideoFrame] = deque(maxlen=count)
     seen = 0
-    try:
-        # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
-        with av.open(io.BytesIO(data), "r", format="mp4") as container:
-            for frame in video_frames(container, limits):
-                seen += 1
-                last.append(frame)
+    with open_clip(data) as container:
+        for frame in video_frames(container, limits):
+            seen += 1
+            last.append(frame)
         frames = [upright(frame) for frame in last]
-    except av.error.FFmpegError as error:
-        raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
+    if len({frame.shape for frame in frames}) > 1:
+        raise InvalidRequestError(
+            "the video changes its size within the frames to go on from; scale it to one size"
+        )
     if seen < count:
         raise InvalidRequestError(
             f"the video has {seen} frames; num_conditional_frames {count} needs at least {count}"
         )
     return np.stack(frames)
+
+
+@contextmanager
+def open_clip(data: bytes) -> Iterator[av.container.InputContainer]:
+    """An uploaded mp4, open for reading; whatever its bytes make the reader raise is a refusal.
+
+    Raises:
+        InvalidRequestError: it can't be opened, or what is read from it within the block is damaged.
+    """
+    try:
+        # A fixed reader: left to guess, FFmpeg would also follow playlists to other files and addresses.
+        with av.open(io.BytesIO(data), "r", format="mp4", metadata_errors="replace") as container:
+            yield container
+    except av.error.FFmpegError as error:
+        raise InvalidRequestError(f"the video can't be read as an mp4: {error.strerror}") from error
+    except (
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # PyAV's own, about what a file claims
+        raise InvalidRequestError(
+            f"the video can't be read as an mp4 ({type(error).__name__}); it is damaged, or of a kind that isn't known"
+        ) from error
 
 
 def upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -131,6 +155,10 @@ def video_packets(container: av.container.InputContainer, limits: Limits) -> Ite
     if not container.streams.video:
         raise InvalidRequestError("the mp4 holds no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise InvalidRequestError(
+            "the mp4's video is in a format that can't be decoded here; encode it as H.264"
+        )
     check_pixels(stream.width, stream.height, limits)
     area, tick = stream.width * stream.height, float(stream.time_base or 0)
     check_length(stream.frames, stream.frames * area, (stream.duration or 0) * tick, limits)
