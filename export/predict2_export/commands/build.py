@@ -52,7 +52,7 @@ def _add_kind(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="how many shapes torch's engines record and replay (%(default)s)",
+        help="how many shapes each graph of torch's engines records and replays (%(default)s)",
     )
 
 
