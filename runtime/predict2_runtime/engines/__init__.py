@@ -75,6 +75,35 @@ def open_engine(folder: Path, network: str) -> InstalledEngine:
         EngineMismatchError: it is another network's, its kind isn't known here, its files don't match its manifest,
             or it doesn't fit this machine. The message says what to rebuild.
     """
+    manifest = _read_installed(folder, network)
+    return _opener(manifest)(folder, manifest)
+
+
+def check_engine(folder: Path, network: str) -> Manifest:
+    """The manifest of an engine that fits this machine as far as that can be told without opening it.
+
+    Raises:
+        EngineMismatchError: as `open_engine`, but for what only a file's content tells.
+    """
+    manifest = _read_installed(folder, network)
+    _opener(manifest)
+    if manifest.kind == "onnxruntime":
+        from .onnxruntime import find_provider
+
+        find_provider(folder, manifest.device)
+    elif manifest.kind == "torch":
+        from .torch_engine import find_device
+
+        find_device(manifest)
+    for flavour in FLAVOURS:
+        if manifest.kind == flavour:
+            from .tensorrt import find_gpu
+
+            find_gpu(manifest, flavour)
+    return manifest
+
+
+def _read_installed(folder: Path, network: str) -> Manifest:
     manifest = read_manifest(folder)
     if manifest.network != network:
         raise EngineMismatchError(
@@ -84,7 +113,7 @@ def open_engine(folder: Path, network: str) -> InstalledEngine:
         _check_size(folder / graph.file, graph.size_bytes, manifest)
         if graph.data_file:
             _check_size(folder / graph.data_file, graph.data_size_bytes, manifest)
-    return _opener(manifest)(folder, manifest)
+    return manifest
 
 
 def _opener(manifest: Manifest) -> Callable[[Path, Manifest], InstalledEngine]:

@@ -28,7 +28,7 @@ def open_onnxruntime(path: Path, graph: Graph, device: str) -> Engine:
     Raises:
         EngineMismatchError: this ONNX Runtime can't run the file, or not on this device.
     """
-    provider = _provider(path, device)
+    provider = find_provider(path, device)
     options = ort.SessionOptions()
     # A server holds many sessions and runs one at a time: threads that spin while they wait would take the
     # cores from the one that works.
@@ -61,7 +61,12 @@ def open_onnxruntime(path: Path, graph: Graph, device: str) -> Engine:
     return run
 
 
-def _provider(path: Path, device: str) -> tuple[str, dict[str, Any]]:
+def find_provider(path: Path, device: str) -> tuple[str, dict[str, Any]]:
+    """ONNX Runtime's name of what computes on a device, and its options.
+
+    Raises:
+        EngineMismatchError: this ONNX Runtime doesn't have it.
+    """
     name, options = _PROVIDERS.get(device, ("", {}))
     if name not in ort.get_available_providers():
         raise EngineMismatchError(

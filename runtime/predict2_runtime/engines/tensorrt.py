@@ -39,11 +39,8 @@ def open_tensorrt(folder: Path, manifest: Manifest, flavour: Flavour) -> Install
         EngineMismatchError: they don't fit this TensorRT, this GPU or their manifest, or a file is damaged. The message
             has the command that builds them again.
     """
+    device = find_gpu(manifest, flavour)
     module = bindings(flavour)
-    check_version(manifest, module.__version__)
-    check_weights(manifest)
-    check_plugins(manifest)
-    device = _find_gpu(manifest)
     if not manifest.plugins_inside:
         load_plugins(module, manifest.plugins, manifest.rebuild_command)
     if manifest.verification.keys() != manifest.graphs.keys():
@@ -59,7 +56,15 @@ def open_tensorrt(folder: Path, manifest: Manifest, flavour: Flavour) -> Install
     return InstalledEngine(manifest, dict(graphs), placement(device))
 
 
-def _find_gpu(manifest: Manifest) -> torch.device:
+def find_gpu(manifest: Manifest, flavour: Flavour) -> torch.device:
+    """The GPU that a plan runs on.
+
+    Raises:
+        EngineMismatchError: there is none of its architecture, or this TensorRT can't run it by what its manifest says.
+    """
+    check_version(manifest, bindings(flavour).__version__)
+    check_weights(manifest)
+    check_plugins(manifest)
     if not torch.cuda.is_available():
         why = "there is none, or its driver is too old"
         if torch.version.cuda is None:

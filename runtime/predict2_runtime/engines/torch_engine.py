@@ -57,7 +57,7 @@ def open_torch(folder: Path, manifest: Manifest) -> InstalledEngine:
             f"no torch engine runs {manifest.network}; they run {', '.join(_NETWORKS)}. Build it again: "
             f"{manifest.rebuild_command}"
         )
-    device = _find_device(manifest)
+    device = find_device(manifest)
     path = folder / next(iter(manifest.graphs.values())).file
     try:
         preset = find_preset(manifest.preset)
@@ -84,7 +84,12 @@ def _read(file: Any, names: set[str], name: str) -> Any:
     return Fp8Weight(weight, file.get_tensor(scales)) if scales in names else weight
 
 
-def _find_device(manifest: Manifest) -> torch.device:
+def find_device(manifest: Manifest) -> torch.device:
+    """Where an engine computes.
+
+    Raises:
+        EngineMismatchError: it was built for a GPU, and there is none of its architecture.
+    """
     if manifest.device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from predict2_runtime import following
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE, Policy
 from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
-from . import checks, launch, owner
+from . import checks, configs, inspection, launch, owner, tracing
 from .tritonserver import find_tritonserver
 
 EPILOG = """\
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         help="let callers on this machine register shared memory; they can then read and write any region by name",
     )
     parser.add_argument("--verbose", action="store_true", help="Triton's own log as well")
+    parser.add_argument("--check", action="store_true", help="say what a start would find, engine by engine, and don't start; exit code 1 if it would fail")  # fmt: skip
+    tracing.add_flags(parser)
     owner.add_flags(parser)
     return parser
 
@@ -163,10 +165,21 @@ def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Po
     return subprocess.Popen(list(command), env={**inherited, **urls})
 
 
+def _check(args: argparse.Namespace) -> int:
+    failed = False
+    for finding in inspection.inspect(args):
+        print(finding)
+        failed |= finding.status == "failed"
+    return int(failed)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `predict2-serve`; returns the exit code."""
     args = _parse(sys.argv[1:] if argv is None else list(argv))
+    if args.check:
+        return _check(args)
     try:
+        traces = tracing.trace_arguments(args.trace, args.trace_rate)
         preset = checks.check_repository(args.repository)
         policy = owner.policy_from(args, preset, args.repository)
         checks.check_shared_memory()
@@ -176,11 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             following.taken_over(policy),
             tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder,
         ):
+            view = Path(work_folder) / "models"
+            configs.write_view(args.repository, view, configs.load_from(args))
             triton = find_tritonserver(Path(work_folder))
             signals, failed = _Signals(), True
             server = launch.start(
                 triton,
-                args.repository,
+                view,
                 ports,
                 Path(work_folder),
                 policy,
@@ -189,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "shared_memory": args.allow_shared_memory,
                     "http_inference": args.allow_http_inference,
                 },
+                tracing=traces,
             )
             try:
                 code = _run(server, args, policy, signals)

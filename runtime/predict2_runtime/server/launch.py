@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -61,13 +61,17 @@ def start(
     *,
     verbose: bool,
     opened: Mapping[str, bool],
+    tracing: Sequence[str] = (),
 ) -> Server:
-    """Start Triton over a repository; `work_folder` lives as long as it, `opened` is what `restrictions` takes."""
+    """Start Triton over a repository; `work_folder` lives as long as it.
+
+    `opened` is what `restrictions` takes, `tracing` arguments of Triton's.
+    """
     run_folder = work_folder / "run"
     run_folder.mkdir()
     shared_memory = f"predict2_{uuid4().hex}_"
     command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
-    command += restrictions(**opened)
+    command += [*restrictions(**opened), *tracing]
     environment = server_environment(triton, os.environ, run_folder, policy)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
