@@ -3,6 +3,7 @@
 
 import argparse
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,10 +18,14 @@ from predict2_runtime.policy import (
     Policy,
 )
 from predict2_runtime.repository import VERSION_FOLDER
+from predict2_spec.admission import REQUEST_TIMEOUT_S
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.limits import LIMITS
 from predict2_spec.manifest import MANIFEST_FILE
 from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
+
+from . import configs
 
 NONE = "none"
 MAX_ANSWER_SECONDS = 3600
@@ -49,6 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--no-warm-up", action="store_true", help="be ready as soon as the engines are loaded; first requests take longer")  # fmt: skip
     running.add_argument("--log-format", choices=LOG_FORMATS, default="text", help="of the models' log (%(default)s)")  # fmt: skip
     running.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="debug: a line for each call of a stage, too (%(default)s)")  # fmt: skip
+    configs.add_flags(parser)
     models = parser.add_argument_group("language models")
     models.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="where `predict2-export fetch` put them (%(default)s)")  # fmt: skip
     models.add_argument("--language-device", choices=("cpu", "cuda"), help="for local ones; cuda where there is a GPU")  # fmt: skip
@@ -98,6 +104,8 @@ def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> P
         state=str(args.state.resolve()) if args.state else "",
         kept_bytes=args.kept_bytes,
         kept_seconds=args.kept_seconds,
+        limits=replace(LIMITS, **dict(args.limit)),
+        request_timeout_s=args.request_timeout or REQUEST_TIMEOUT_S,
         log_format=args.log_format,
         log_level=args.log_level,
         warm_up=not args.no_warm_up,

@@ -9,6 +9,7 @@ from predict2_runtime.guardrails.blocklist import SHIPPED_LISTS
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, LanguageModel, Policy
 from predict2_runtime.server import owner
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
+from predict2_spec.limits import Limits
 from predict2_spec.presets import TOY, find_preset
 
 BIG = find_preset("2b-480p-16fps")
@@ -39,6 +40,13 @@ def policy(preset, repository, *flags):
 
 def test_a_preset_without_guard_models_of_its_own_starts_with_the_safe_defaults(repository):
     assert policy(TOY, repository) == Policy()
+
+
+def test_limits_and_time_are_the_owners(repository):
+    flags = ["--limit", "num_steps=7", "--limit=media_bytes=1MB", "--request-timeout", 60]
+    assert policy(TOY, repository, *flags) == Policy(
+        limits=Limits(num_steps=7, media_bytes=1_000_000), request_timeout_s=60.0
+    )
 
 
 def test_a_preset_of_pictures_needs_no_frame_guard_and_no_reasoner(checkpoints, tmp_path):
