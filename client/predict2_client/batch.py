@@ -34,8 +34,8 @@ OUTPUT_KEY: dict[Task, str] = {
 INPUT_KEY = "input_video"  # holds a picture's path as well
 _TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
-# A server that is restarted is worth waiting for; one that stays away is not.
-RETRY_PAUSES_S = (1.0, 5.0)
+# How long a client tries again where the server is busy or restarts; one that stays away isn't worth waiting for.
+RETRY_FOR_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -155,22 +155,18 @@ def run_batch(
     task: Task,
     generate: Generate,
     *,
-    wait_until_ready: Callable[[], None],
     resume: bool = False,
-    pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[Outcome]:
     """Run the items in order and tell what became of each, as soon as it is known.
 
     Args:
         items: from `load_batch`.
         task: what they ask for.
-        generate: runs one request, that of the item it is given.
-        wait_until_ready: returns when the server is back; raises ServerUnavailableError if it isn't in time.
+        generate: runs one request, that of the item it is given; raises ServerUnavailableError where trying on is
+            of no use.
         resume: skip an item whose output an equal request has already made.
-        pause: sleeps so many seconds.
     """
     stopped = ""
-    patient = _Patient(generate, wait_until_ready, pause)
     for item in items:
         if stopped:
             yield Outcome(item, "not run", message=stopped)
@@ -179,7 +175,7 @@ def run_batch(
         status: Status = "failed"
         message = ""
         try:
-            status = _run_item(item, task, patient, resume)
+            status = _run_item(item, task, generate, resume)
         except KeyboardInterrupt:
             status, stopped = "cancelled", "interrupted"
         except ServerUnavailableError as error:
@@ -203,24 +199,6 @@ def _run_item(item: Item, task: Task, generate: Generate, resume: bool) -> Statu
     outputs.prepare(item.output)
     outputs.save(item.output, generate(request, item), request)
     return "done"
-
-
-@dataclass(frozen=True)
-class _Patient:
-    """`generate` that outlasts a restart of the server."""
-
-    generate: Generate
-    wait_until_ready: Callable[[], None]
-    pause: Callable[[float], None]
-
-    def __call__(self, request: Request, item: Item) -> Result:
-        for seconds in RETRY_PAUSES_S:
-            try:
-                return self.generate(request, item)
-            except ServerUnavailableError:
-                self.pause(seconds)
-                self.wait_until_ready()
-        return self.generate(request, item)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

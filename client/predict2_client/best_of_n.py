@@ -23,7 +23,8 @@ from predict2_spec.requests import Request
 from predict2_spec.results import Event
 
 from . import media, outputs, report
-from .client import Client, OnEvent
+from .client import Client
+from .exchange import OnEvent
 from .progress import Shown
 from .report import NO_SEED, OVERVIEW, Clip
 from .settings import make_request

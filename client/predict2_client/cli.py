@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from predict2_spec.errors import Predict2Error, in_words
 
 from . import commands
-from .client import DEFAULT_URL
+from .address import DEFAULT_URL
 from .flags import parse
 from .terminal import printable
 
@@ -18,7 +18,9 @@ INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `predict2`; returns the exit code."""
     args = parse(
-        sys.argv[1:] if argv is None else argv, os.environ.get("PREDICT2_URL") or DEFAULT_URL
+        sys.argv[1:] if argv is None else argv,
+        os.environ.get("PREDICT2_URL") or DEFAULT_URL,
+        os.environ.get("PREDICT2_METRICS_URL", ""),
     )
     try:
         return commands.run(args, _say)

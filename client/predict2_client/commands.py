@@ -3,23 +3,25 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
-from predict2_spec.errors import InvalidRequestError, ServerError
+from predict2_spec import admission
+from predict2_spec.errors import InvalidRequestError, Predict2Error, ServerError, in_words
 from predict2_spec.guardrails import BLOCKED_PREFIX
 from predict2_spec.presets import Task
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
+from predict2_spec.results import Event
 
-from . import batch, best_of_n, flags, media, outputs, progress, report
+from . import batch, best_of_n, flags, following, media, outputs, progress, report
 from .client import Client
+from .exchange import OnEvent
 from .settings import make_request
-from .terminal import note, printable
+from .terminal import note, print_table
 from .wire import Result
 
 Say = Callable[[str], None]
-
-_BATCH_READY_TIMEOUT_S = 120.0
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -29,6 +31,9 @@ def run(args: argparse.Namespace, say: Say) -> int:
         "demo": run_demo,
         "sheet": run_sheet,
         "ready": run_ready,
+        "fetch": following.run_fetch,
+        "cancel": following.run_cancel,
+        "status": following.run_status,
     }
     return commands.get(args.command, run_task)(args, say)
 
@@ -46,7 +51,7 @@ def run_task(args: argparse.Namespace, say: Say) -> int:
         values.update(media.read_input(args.input_path))
     request = make_request(task, path, values)
     if not (args.resume and outputs.is_recorded(path, request)):
-        with Client(args.url) as client:
+        with _client(args) as client:
             _make(client, args, request, path)
     if not args.quiet:
         say(str(path))
@@ -60,7 +65,7 @@ def run_best_of_n(args: argparse.Namespace, say: Say) -> int:
     outputs.prepare(folder / report.OVERVIEW)
     with contextlib.ExitStack() as stack:
         count = min(args.parallel, len(candidates))
-        clients = [stack.enter_context(Client(args.url)) for _ in range(count)]
+        clients = [stack.enter_context(_client(args)) for _ in range(count)]
         show = stack.enter_context(progress.board(args.quiet))
         work = best_of_n.Work(args.num_critic_trials, args.seed, args.resume, args.timeout, show)
 
@@ -96,7 +101,7 @@ def run_demo(args: argparse.Namespace, say: Say) -> int:
     """A picture, a clip and the clip's contact sheet."""
     folder: Path = args.output_dir
     picture, clip = folder / "picture.jpg", folder / "clip.mp4"
-    with Client(args.url) as client:
+    with _client(args) as client:
         _make(client, args, Text2ImageRequest(prompt=args.prompt, seed=args.seed), picture)
         _make(client, args, Text2WorldRequest(prompt=args.prompt, seed=args.seed), clip)
     sheet = _write_sheet(clip, folder / "clip_sheet.png")
@@ -127,8 +132,37 @@ def _make(client: Client, args: argparse.Namespace, request: Request, path: Path
 
 
 def _generate(client: Client, args: argparse.Namespace, label: str, request: Request) -> Result:
+    request_id = getattr(args, "request_id", "") or uuid4().hex
     with progress.shown(label, args.quiet) as on_event:
-        return client.generate(request, on_event, args.timeout)
+        tell = on_event and _with_id(on_event, f"{label}: request {request_id}")
+        return client.generate(request, tell, args.timeout, request_id=request_id)
+
+
+def _with_id(on_event: OnEvent, line: str) -> OnEvent:
+    """The same, and before the first event the id by which other commands know the request."""
+    told = False
+
+    def tell(event: Event) -> None:
+        nonlocal told
+        if not told:
+            note(line)
+            told = True
+        on_event(event)
+
+    return tell
+
+
+def _client(args: argparse.Namespace, retry_for_s: float = 0.0, priority: int = 0) -> Client:
+    def on_retry(error: Predict2Error, pause_s: float) -> None:
+        note(f"{in_words(error)}; trying again in {pause_s:.0f} s")
+
+    return Client(
+        args.url,
+        lease_s=args.lease,
+        retry_for_s=retry_for_s if args.retry_for is None else args.retry_for,
+        priority=priority,
+        on_retry=None if args.quiet else on_retry,
+    )
 
 
 def _write_sheet(clip: Path, target: Path, columns: int = 0) -> Path:
@@ -141,17 +175,13 @@ def _run_batch(args: argparse.Namespace) -> int:
     task: Task = args.task
     items = batch.load_batch(args.batch_input_json, task, flags.settings(args))
     found: list[batch.Outcome] = []
-    with Client(args.url) as client:
+    with _client(args, batch.RETRY_FOR_S, admission.BATCH) as client:
 
         def generate(request: Request, item: batch.Item) -> Result:
             label = f"[{item.index + 1}/{len(items)}] {item.output.name}"
             return _generate(client, args, label, request)
 
-        def wait() -> None:
-            note(f"waiting {_BATCH_READY_TIMEOUT_S:g} s at most for {args.url}")
-            client.wait_until_ready(_BATCH_READY_TIMEOUT_S)
-
-        runs = batch.run_batch(items, task, generate, wait_until_ready=wait, resume=args.resume)
+        runs = batch.run_batch(items, task, generate, resume=args.resume)
         for outcome in runs:
             found.append(outcome)
             _tell(outcome, len(items), args.quiet)
@@ -174,7 +204,7 @@ def _print_summary(found: Sequence[batch.Outcome]) -> None:
         seconds = f"{outcome.seconds:.1f}" if tried else ""
         return [str(item.index), str(item.output), outcome.status, seconds, outcome.message]
 
-    _print_table(["item", "output", "status", "seconds", "message"], map(row, found))
+    print_table(["item", "output", "status", "seconds", "message"], map(row, found))
 
 
 def _print_ranking(clips: Sequence[report.Clip]) -> None:
@@ -187,22 +217,10 @@ def _print_ranking(clips: Sequence[report.Clip]) -> None:
         return [*first, *map(str, numbers)]
 
     heads = ["rank", "seed", "file", "score", "no anomaly", "anomaly", "unreadable"]
-    _print_table(heads, [row(rank, clip) for rank, clip in enumerate(clips, start=1)])
+    print_table(heads, [row(rank, clip) for rank, clip in enumerate(clips, start=1)])
 
 
 def _why_unranked(clip: report.Clip) -> str:
     if clip.error in (best_of_n.INTERRUPTED, best_of_n.NOT_RUN):
         return clip.error
     return "blocked" if clip.error.startswith(BLOCKED_PREFIX) else "failed"
-
-
-def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*heads)
-    for row in rows:
-        # Text, because a prompt or path in square brackets is not rich's markup.
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
-    Console().print(table)

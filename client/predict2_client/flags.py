@@ -3,7 +3,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +12,8 @@ from predict2_spec.presets import TASKS, Task
 from predict2_spec.requests import FIELD_TYPES, SOLVERS
 from predict2_spec.video import ASPECT_RATIOS, CONDITIONAL_FRAMES
 
+from .batch import RETRY_FOR_S
+from .exchange import DEFAULT_LEASE_S
 from .settings import setting_defaults, setting_names
 
 BEST_OF_N = "best-of-n"
@@ -81,12 +83,16 @@ _INPUT_HELP = "jpg, png, webp or mp4 to go on from"
 _DASHED_FLAG = re.compile(r"\A--[a-z0-9]+(?:-[a-z0-9]+)+(?==|\Z)")
 
 
-def parse(argv: Sequence[str], default_url: str) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str], default_url: str, default_metrics_url: str = ""
+) -> argparse.Namespace:
     """Read a command line; a wrong one ends the program with code 2."""
-    parser = _parser(default_url)
+    parser = _parser(default_url, default_metrics_url)
     args = parser.parse_args(_with_underscores(argv))
     if args.command == "video2world" and not (args.input_path or args.batch_input_json):
         args.refuse("video2world needs --input_path: the picture or clip to go on from")
+    if getattr(args, "request_id", "") and getattr(args, "batch_input_json", None):
+        args.refuse("--request_id names one request; a batch file holds several")
     if args.command == BEST_OF_N and not (args.input_path or args.skip_generation):
         args.refuse(
             f"{BEST_OF_N} needs --input_path: the picture or clip to go on from; or --skip_generation"
@@ -127,7 +133,7 @@ def _with_underscores(argv: Sequence[str]) -> list[str]:
     return [*flags, *argv[end:]]
 
 
-def _parser(default_url: str) -> argparse.ArgumentParser:
+def _parser(default_url: str, default_metrics_url: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="predict2",
         description="Make pictures and clips on a Cosmos-Predict2 server.",
@@ -162,10 +168,39 @@ def _parser(default_url: str) -> argparse.ArgumentParser:
     sheet.add_argument("clip", type=Path, help="an mp4")
     sheet.add_argument("output", type=Path, nargs="?", help="a png or jpg; CLIP_sheet.png")
     sheet.add_argument("--columns", type=_count, default=0, help="frames a row; about a square")
+    _add_following(add, default_url, default_metrics_url)
     ready = add("ready", "wait until the server is ready")
-    ready.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
+    _add_url_flag(ready, default_url)
     ready.add_argument("--timeout", type=_seconds, default=300.0, help="seconds (%(default)s)")
     return parser
+
+
+def _add_following(
+    add: Callable[..., argparse.ArgumentParser], default_url: str, default_metrics_url: str
+) -> None:
+    fetch = add("fetch", "get the result of a request sent before, as soon as it is there")
+    fetch.add_argument("request_id")
+    fetch.add_argument("--save_path", help="the result (output/REQUEST_ID and its extension)")
+    fetch.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="give up after so many seconds"
+    )
+    fetch.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    _add_url_flag(fetch, default_url)
+    cancel = add("cancel", "stop a request, whoever sent it")
+    cancel.add_argument("request_id")
+    _add_url_flag(cancel, default_url)
+    status = add("status", "say what the server does, or how far a request is")
+    status.add_argument("request_id", nargs="?")
+    _add_url_flag(status, default_url)
+    status.add_argument(
+        "--metrics_url",
+        default=default_metrics_url,
+        help="host:port of its metrics (PREDICT2_METRICS_URL; else port 8002 of the same host)",
+    )
+
+
+def _add_url_flag(parser: argparse._ActionsContainer, default_url: str) -> None:
+    parser.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
 
 
 def _add_request_flags(parser: argparse.ArgumentParser, task: Task) -> None:
@@ -205,6 +240,11 @@ def _add_file_flags(parser: argparse.ArgumentParser, task: Task) -> None:
     )
     files.add_argument(
         "--resume", action="store_true", help="skip what an equal request has already made"
+    )
+    files.add_argument(
+        "--request_id",
+        default="",
+        help="by which other commands know it: 8 to 128 letters, digits, . _ -, hard to guess (a UUID)",
     )
 
 
@@ -249,9 +289,22 @@ def _add_best_of_n_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_server_flags(parser: argparse.ArgumentParser, default_url: str) -> None:
     server = parser.add_argument_group("server")
-    server.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
+    _add_url_flag(server, default_url)
     server.add_argument(
         "--timeout", type=_seconds, metavar="S", help="give up a request after so many seconds"
+    )
+    server.add_argument(
+        "--retry_for",
+        type=_pause,
+        metavar="S",
+        help=f"try so long where the server is busy or away (0; {RETRY_FOR_S:g} in batches)",
+    )
+    server.add_argument(
+        "--lease",
+        type=int,
+        default=DEFAULT_LEASE_S,
+        metavar="S",
+        help="how long the server works on once it doesn't hear of this program any more (%(default)s)",
     )
     server.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -261,6 +314,10 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be more than 0")
     return value
+
+
+def _pause(text: str) -> float:
+    return _seconds(text) if float(text) else 0.0
 
 
 def _count(text: str) -> int:

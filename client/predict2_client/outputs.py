@@ -22,6 +22,11 @@ SUFFIXES: dict[Task, tuple[str, ...]] = {  # the first is added to a name withou
     "video2world": (".mp4",),
     "text2world": (".mp4",),
 }
+_SUFFIXES_OF = {
+    "image/jpeg": (".jpg", ".jpeg"),
+    "image/png": (".png",),
+    "video/mp4": (".mp4",),
+}
 
 
 def output_path(task: Task, name: AnyPath) -> Path:
@@ -49,6 +54,18 @@ def path_with_suffix(name: AnyPath, suffixes: Sequence[str]) -> Path:
     return path
 
 
+def fetched_path(name: AnyPath | None, request_id: str, media_type: str) -> Path:
+    """The file that the result of an earlier request is written to; its id names it unless something else does.
+
+    Raises:
+        InvalidRequestError: the extension isn't one of that kind of media.
+    """
+    suffixes = _SUFFIXES_OF.get(media_type, (".bin",))
+    if name is None:
+        return Path("output") / f"{request_id}{suffixes[0]}"
+    return path_with_suffix(name, suffixes)
+
+
 def side_path(path: Path) -> Path:
     """The JSON file beside a result."""
     return path.with_suffix(".json")
@@ -72,13 +89,15 @@ def prepare(path: Path) -> None:
         raise InvalidRequestError(f"output {path} can't be written: {path.parent} is read-only")
 
 
-def save(path: Path, result: Result, request: Request) -> None:
-    """Write the result and its side file."""
+def save(path: Path, result: Result, request: Request | None) -> None:
+    """Write the result and its side file, with the request where that is known."""
     side = side_path(path)
     # The side file vouches for the media: gone before the media changes, back after it is whole.
     side.unlink(missing_ok=True)
     write_whole(path, result.media)
-    record = {**asdict(result.metadata), "request": request_record(request)}
+    record = asdict(result.metadata)
+    if request:
+        record["request"] = request_record(request)
     write_whole(side, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 

@@ -3,13 +3,15 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from predict2_spec.results import Event
 
-from .client import OnEvent
+from .exchange import OnEvent
 from .terminal import note, printable
 
 if TYPE_CHECKING:
@@ -43,6 +45,17 @@ def board(quiet: bool) -> Iterator[Shown]:
 def _bars() -> "Progress":
     from rich import progress
     from rich.console import Console
+    from rich.text import Text
+
+    class Left(progress.TimeRemainingColumn):
+        """What the server says is left; else what the pace of this stage's steps says."""
+
+        def render(self, task: progress.Task) -> Text:
+            ends = task.fields["ends"]
+            if ends is None:
+                return super().render(task)
+            left = timedelta(seconds=max(0, round(ends - time.monotonic())))
+            return Text(str(left), style="progress.remaining")
 
     columns = (
         progress.TextColumn("{task.description}", markup=False),
@@ -50,14 +63,14 @@ def _bars() -> "Progress":
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left:"),
-        progress.TimeRemainingColumn(),
+        Left(),
     )
     return progress.Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 @contextlib.contextmanager
 def _bar(bars: "Progress", label: str) -> Iterator[OnEvent]:
-    task = bars.add_task(printable(f"{label}: waiting"), total=None)
+    task = bars.add_task(printable(f"{label}: waiting"), total=None, ends=None)
     stage = ""
 
     def on_event(event: Event) -> None:
@@ -65,7 +78,8 @@ def _bar(bars: "Progress", label: str) -> Iterator[OnEvent]:
         if event.stage != stage:  # the time left is estimated from the steps of this stage alone
             stage = event.stage
             bars.reset(task, description=printable(f"{label}: {stage}"), total=event.of)
-        bars.update(task, completed=event.step)
+        ends = None if event.eta_s is None else time.monotonic() + event.eta_s
+        bars.update(task, completed=event.step, ends=ends)
 
     try:
         yield on_event
@@ -85,4 +99,10 @@ class _Lines:
         if event.step < event.of and event.seconds - self._last_s < _LINE_EVERY_S:
             return
         self._last_s = event.seconds
-        note(f"{self._label}: {event.stage} {event.step}/{event.of}, {event.seconds:.1f} s")
+        note(f"{self._label}: {in_words(event)}")
+
+
+def in_words(event: Event) -> str:
+    """How far a request is."""
+    left = f", some {event.eta_s:.0f} s left" if event.eta_s else ""
+    return f"{event.stage} {event.step}/{event.of}, {event.seconds:.1f} s{left}"

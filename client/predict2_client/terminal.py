@@ -3,6 +3,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -17,3 +18,16 @@ def note(line: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{printable(line)}\n")
         sys.stderr.flush()
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*heads)
+    for row in rows:
+        # Text, because a prompt or path in square brackets is not rich's markup.
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+    Console().print(table)

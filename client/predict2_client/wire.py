@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests into Triton messages, answers into results, gRPC errors into this product's own."""
+"""Requests into Triton messages, and answers into results."""
 
-import json
-import re
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,16 +12,9 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from predict2_spec.critic import MAX_TRIALS, Judged
 from predict2_spec.critic import from_json as ranking_from_json
-from predict2_spec.errors import (
-    BlockedError,
-    InvalidRequestError,
-    Predict2Error,
-    RequestCancelledError,
-    ServerError,
-    ServerUnavailableError,
-)
-from predict2_spec.guardrails import BLOCKED_PREFIX, Verdict
-from predict2_spec.requests import LIMITS, Request, Video2WorldRequest
+from predict2_spec.errors import InvalidRequestError, ServerError
+from predict2_spec.limits import MAX_FILE_BYTES
+from predict2_spec.requests import Request, Video2WorldRequest
 from predict2_spec.results import Event, Failure, Metadata
 from predict2_spec.tensors import (
     BEST_OF_N,
@@ -34,24 +25,19 @@ from predict2_spec.tensors import (
     GENERATE,
     MEDIA,
     METADATA,
+    TRACKING,
     Tensor,
     field_tensor,
 )
+from predict2_spec.tracking import LEASE_PARAMETER, Action, RequestState, check_request_id
 
 _TASK = GENERATE.inputs[0]
 _CLIP, _NUM_TRIALS, _SEED = CRITIC.inputs
 _RESPONSES, _SCORE = CRITIC.outputs
 _NUM_GENERATIONS, _NUM_CRITIC_TRIALS = BEST_OF_N.inputs[-2:]
 _RANKING = BEST_OF_N.outputs[-1]
-
-# What Triton wraps around a message: an anonymous request id, the Python backend's preface
-# and the trace of the model's own source.
-_PREFACES = re.compile(
-    r"^(?:\[request id: [^\]]*\] |in ensemble '[^']*', "
-    r"|Failed to process the request\(s\) for model(?: instance)? '[^']*', message: "
-    r"|failed to connect to all addresses; last error: \w+: |unavailable: )+"
-)
-_TRACE = re.compile(r"\n+At:\n.*", re.DOTALL)
+_REQUEST_ID, _ACTION = TRACKING.inputs
+_STATE = TRACKING.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -61,6 +47,7 @@ class Result:
     media: bytes  # an encoded jpg, png or mp4, as metadata.media_type says
     metadata: Metadata
     frames: npt.NDArray[np.uint8] | None = None  # [F, H, W, RGB], only with return_frames
+    ranking: tuple[Judged, ...] = ()  # best first, only of best_of_n
 
 
 @dataclass(frozen=True)
@@ -99,9 +86,9 @@ def judge_request(clip: bytes, num_trials: int, seed: int) -> Any:
     Raises:
         InvalidRequestError: a value is outside its limits.
     """
-    if not 0 < len(clip) <= LIMITS.media_bytes:
+    if not 0 < len(clip) <= MAX_FILE_BYTES:
         raise InvalidRequestError(
-            f"the clip has {len(clip)} bytes; it must hold something, and {LIMITS.media_bytes} "
+            f"the clip has {len(clip)} bytes; it must hold something, and {MAX_FILE_BYTES} "
             "bytes at most. Cut or shrink it"
         )
     if not 1 <= num_trials <= MAX_TRIALS:
@@ -113,6 +100,29 @@ def judge_request(clip: bytes, num_trials: int, seed: int) -> Any:
     _add_input(message, _NUM_TRIALS, num_trials)
     _add_input(message, _SEED, seed)
     return message
+
+
+def tracking_request(request_id: str, action: Action) -> Any:
+    """The ModelInferRequest that asks `tracking` about a request.
+
+    Raises:
+        InvalidRequestError: the id can't be one.
+    """
+    check_request_id(request_id)
+    message = service_pb2.ModelInferRequest(model_name=TRACKING.name)
+    _add_input(message, _REQUEST_ID, request_id)
+    _add_input(message, _ACTION, action)
+    return message
+
+
+def set_terms(message: Any, priority: int, lease_s: int, timeout_s: float) -> None:
+    """Write into a ModelInferRequest how it is to be run; 0 and infinity: nothing is said."""
+    if priority:
+        message.parameters["priority"].uint64_param = priority
+    if lease_s:
+        message.parameters[LEASE_PARAMETER].int64_param = lease_s
+    if timeout_s < math.inf:
+        message.parameters["timeout"].int64_param = max(1, round(timeout_s * 1e6))  # microseconds
 
 
 def _add_input(message: Any, tensor: Tensor, value: str | bytes | float) -> None:
@@ -151,13 +161,14 @@ def read_response(response: Any) -> Event | Failure | Result:
         media, metadata = outputs.as_numpy(MEDIA.name), outputs.as_numpy(METADATA.name)
         if media is None or metadata is None:
             raise ValueError(f"no {MEDIA.name} or no {METADATA.name}")
-        frames = outputs.as_numpy(FRAMES.name)
+        frames, ranking = outputs.as_numpy(FRAMES.name), outputs.as_numpy(_RANKING.name)
         return Result(
             media.tobytes(),
             Metadata.from_json(metadata.item().decode()),
             frames if frames is not None and frames.size else None,
+            () if ranking is None else ranking_from_json(ranking.item().decode()),
         )
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _unreadable(error) from error
 
 
@@ -178,16 +189,22 @@ def read_judgement(response: Any) -> Judgement:
     return Judgement(texts, score)
 
 
-def read_ranking(response: Any) -> tuple[Judged, ...]:
-    """The ranking of a ModelInferResponse of `best_of_n`, beside the result.
+def read_tracking(response: Any) -> tuple[RequestState, Result | None]:
+    """How far a request is, and its result where `tracking` was asked for it and has it.
 
     Raises:
         ServerError: it can't be read.
     """
+    outputs = InferResult(response)
     try:
-        return ranking_from_json(InferResult(response).as_numpy(_RANKING.name).item().decode())
+        state = RequestState.from_json(outputs.as_numpy(_STATE.name).item().decode())
+        media = outputs.as_numpy(MEDIA.name)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _unreadable(error) from error
+    if media is None or not media.size:
+        return state, None
+    result = read_response(response)
+    return state, result if isinstance(result, Result) else None
 
 
 def _unreadable(error: Exception) -> ServerError:
@@ -195,58 +212,3 @@ def _unreadable(error: Exception) -> ServerError:
         f"the server's answer can't be read ({error}); client and server may be of "
         "different versions"
     )
-
-
-def plain_message(text: str) -> str:
-    """A server's error message without what Triton and gRPC wrap around it."""
-    return _TRACE.sub("", _PREFACES.sub("", text)).strip() or "no reason was given"
-
-
-def failure_error(failure: Failure, url: str) -> Predict2Error:
-    """The error that ended a stream."""
-    error = error_from(failure.status, failure.message, url, answered=True)
-    if isinstance(error, BlockedError) and failure.verdict:
-        error.verdict = _read_verdict(failure.verdict)
-    return error
-
-
-def _read_verdict(values: Mapping[str, Any]) -> Verdict | None:
-    try:
-        return Verdict.from_json(json.dumps(values))
-    except (TypeError, ValueError, AttributeError):  # of another version; the message says enough
-        return None
-
-
-def error_from(code: str, details: str, url: str, *, answered: bool = False) -> Predict2Error:
-    """The error a gRPC status stands for.
-
-    Args:
-        code: its name, such as INVALID_ARGUMENT.
-        details: its message.
-        url: of the server.
-        answered: the server is up, so UNAVAILABLE is its own word, such as for a critic it hasn't.
-    """
-    text = plain_message(details)
-    if code == "INVALID_ARGUMENT":
-        refused = BlockedError if text.startswith(BLOCKED_PREFIX) else InvalidRequestError
-        return refused(text)
-    if code == "CANCELLED":
-        return RequestCancelledError(text)
-    if code == "DEADLINE_EXCEEDED":
-        return RequestCancelledError(
-            "no result within the time limit, so the request was cancelled; allow it more time"
-        )
-    # Streams report a model that isn't there without any status.
-    if "unknown model" in text:
-        return ServerUnavailableError(
-            f"the server at {url} can't take this now ({text}): it is starting or stopping, "
-            "or its preset doesn't serve this task; `predict2 ready` waits until it is up"
-        )
-    if code == "UNAVAILABLE" and answered:
-        return ServerUnavailableError(f"the server at {url} can't do this: {text}")
-    if code == "UNAVAILABLE" or "Stream removed" in text:
-        return ServerUnavailableError(
-            f"the server at {url} is unavailable ({text}); predict2-serve starts one, "
-            "`predict2 ready` waits until it is up"
-        )
-    return ServerError(text)

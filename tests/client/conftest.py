@@ -8,9 +8,10 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from predict2_spec.results import Event, Failure, Metadata
+from predict2_spec.tracking import RequestState
 
 METADATA = Metadata(
     task="text2image",
@@ -66,6 +67,14 @@ def result_response(media=b"picture", metadata=METADATA, frames=None):
     return response
 
 
+def state_response(state, result=None):
+    """What `tracking` answers; `result` is added as it is to a fetch."""
+    response = result or service_pb2.ModelInferResponse()
+    response.outputs.add(name="state", datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(_text(state.to_json()))
+    return response
+
+
 def judgement_response(responses=("<answer>No</answer>",), score=1.0):
     """What the critic answers."""
     response = service_pb2.ModelInferResponse()
@@ -79,6 +88,7 @@ def judgement_response(responses=("<answer>No</answer>",), score=1.0):
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """`unary` answers a request, `critic` those to the critic, `stream` yields what a decoupled model sends.
 
+    `tracking` answers for a request id and an action what is known of that request; None: there is no such model.
     All may abort.
     """
 
@@ -87,15 +97,23 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.requests = []
         self.headers = {}
-        self.ended_early = threading.Event()  # the caller went away before the answer was complete
+        # The caller went away before the answer was complete, or said that it would.
+        self.ended_early = threading.Event()
+        self.asked = []  # of tracking: (request id, action)
         self.unary = lambda request, context: result_response()
         self.critic = lambda request, context: judgement_response()
         self.stream = lambda request, context: iter((event_response(), result_response()))
+        self.tracking = lambda request_id, action: state_response(RequestState("unknown"))
 
     def ServerReady(self, request, context):  # noqa: N802, the protocol's name
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
+    def ServerMetadata(self, request, context):  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
+
     def ModelInfer(self, request, context):  # noqa: N802
+        if request.model_name == "tracking":
+            return self._track(request, context)
         answered = self._begin(request, context)
         model = self.critic if request.model_name == "critic" else self.unary
         answer = model(request, context)
@@ -112,6 +130,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                     yield service_pb2.ModelStreamInferResponse(infer_response=answer)
             answered.set()
 
+    def _track(self, request, context):
+        if self.tracking is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'tracking'")
+        asked = [
+            deserialize_bytes_tensor(raw).item().decode() for raw in request.raw_input_contents
+        ]
+        self.asked.append(tuple(asked))
+        if asked[1] == "cancel":
+            self.ended_early.set()
+        return self.tracking(*asked)
+
     def _begin(self, request, context):
         self.requests.append(request)
         self.headers = dict(context.invocation_metadata())
@@ -124,7 +153,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 def server():
     fake = FakeTriton()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    running = grpc.server(ThreadPoolExecutor(4), options=options)
+    running = grpc.server(ThreadPoolExecutor(16), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, running)
     fake.url = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
     fake.stop = lambda: running.stop(0).wait()
@@ -142,6 +171,7 @@ def respond():
         failure = staticmethod(failure_response)
         judgement = staticmethod(judgement_response)
         result = staticmethod(result_response)
+        state = staticmethod(state_response)
         metadata = METADATA
 
     return Respond

@@ -12,6 +12,7 @@ from predict2_client.settings import setting_defaults
 from predict2_client.wire import Result
 from predict2_spec.errors import (
     BlockedError,
+    BusyError,
     InvalidRequestError,
     RequestCancelledError,
     ServerError,
@@ -42,11 +43,8 @@ def load(entries, task="text2image", settings=None, name="batch.json"):
     return batch.load_batch(name, task, settings or setting_defaults(task))
 
 
-def run(items, generate, task="text2image", wait=lambda: None, **options):
-    pause = options.pop("pause", lambda seconds: None)
-    return list(
-        batch.run_batch(items, task, generate, wait_until_ready=wait, pause=pause, **options)
-    )
+def run(items, generate, task="text2image", **options):
+    return list(batch.run_batch(items, task, generate, **options))
 
 
 def statuses(outcomes):
@@ -257,49 +255,19 @@ def test_output_that_can_not_be_written_fails_its_item_alone(made):
     assert [request.prompt for request in made.requests] == ["b"]
 
 
-def test_batch_outlasts_a_restart_of_the_server(made):
-    gone = [ServerUnavailableError("gone")] * len(batch.RETRY_PAUSES_S)
-    waits, pauses = [], []
-
-    def generate(request, item):
-        if gone:
-            raise gone.pop()
-        return made(request, item)
-
-    items = load(prompts("a", "b"))
-    outcomes = run(items, generate, wait=lambda: waits.append(1), pause=pauses.append)
-    assert statuses(outcomes) == ["done", "done"]
-    assert pauses == list(batch.RETRY_PAUSES_S)
-    assert len(waits) == len(pauses)
-
-
-def test_server_that_stays_away_ends_the_batch_with_the_rest_not_run(made):
-    def wait():
-        raise ServerUnavailableError("still gone")
-
+@pytest.mark.parametrize("error", [ServerUnavailableError("gone"), BusyError("gone")])
+def test_server_that_stays_away_or_busy_ends_the_batch_with_the_rest_not_run(made, error):
     calls = []
 
     def generate(request, item):
         calls.append(request.prompt)
-        raise ServerUnavailableError("gone")
+        raise error
 
-    outcomes = run(load(prompts("a", "b", "c")), generate, wait=wait)
+    outcomes = run(load(prompts("a", "b", "c")), generate)
     assert statuses(outcomes) == ["failed", "not run", "not run"]
-    assert outcomes[0].message == "still gone"
+    assert outcomes[0].message == "gone"
     assert calls == ["a"]
     assert batch.exit_code(outcomes) == 1
-
-
-def test_server_that_is_ready_but_refuses_for_ever_ends_the_batch(made):
-    calls = []
-
-    def generate(request, item):
-        calls.append(request.prompt)
-        raise ServerUnavailableError("unknown model")
-
-    outcomes = run(load(prompts("a", "b")), generate)
-    assert statuses(outcomes) == ["failed", "not run"]
-    assert calls == ["a"] * (len(batch.RETRY_PAUSES_S) + 1)
 
 
 def test_ctrl_c_ends_the_batch_and_leaves_what_is_done(made):
@@ -342,6 +310,6 @@ def test_without_resume_everything_runs_again(made):
 
 
 def test_outcomes_are_told_as_they_become_known(made):
-    runs = batch.run_batch(load(prompts("a", "b")), "text2image", made, wait_until_ready=None)
+    runs = batch.run_batch(load(prompts("a", "b")), "text2image", made)
     assert next(runs).status == "done"
     assert len(made.requests) == 1

@@ -425,7 +425,7 @@ def test_bad_input_ends_with_one_line_before_anything_is_sent(run, server, argv,
 
 
 @pytest.mark.parametrize("during", ["generation", "judgement"])
-def test_ctrl_c_cancels_on_the_server_and_leaves_what_is_done(run, server, during):
+def test_ctrl_c_cancels_on_the_server_and_leaves_what_is_done(run, server, respond, during):
     make, judge, waiting = server.stream, server.critic, threading.Event()
 
     def wait():
@@ -435,6 +435,7 @@ def test_ctrl_c_cancels_on_the_server_and_leaves_what_is_done(run, server, durin
     def stream(request, context):
         if values(request)["seed"] == 1 and during == "generation":
             wait()
+            yield respond.failure("CANCELLED", "the request was cancelled")
         yield from make(request, context)
 
     def critic(request, context):

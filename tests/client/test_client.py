@@ -5,6 +5,7 @@ import _thread
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -262,23 +263,17 @@ def test_finished_request_is_not_cancelled(client, server, respond):
     assert not server.ended_early.wait(0.4)
 
 
-def test_requests_of_several_threads_run_one_after_the_other(client, server, respond):
-    running, most = [], []
+def test_threads_share_a_client_and_run_side_by_side(client, server, respond):
+    together = threading.Barrier(4, timeout=10)
 
     def unary(request, context):
-        running.append(request)
-        most.append(len(running))
-        time.sleep(0.05)
-        running.pop()
+        together.wait()
         return respond.result()
 
     server.unary = unary
-    threads = [threading.Thread(target=client.generate, args=(REQUEST,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1, 1]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(client.generate, [REQUEST] * 4))
+    assert [result.media for result in results] == [b"picture"] * 4
 
 
 def sent_values(server):

@@ -10,20 +10,16 @@ from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 from predict2_client import wire
 from predict2_spec.critic import MAX_TRIALS, Judged, to_json
 from predict2_spec.errors import (
-    BlockedError,
     InvalidRequestError,
-    RequestCancelledError,
     ServerError,
-    ServerUnavailableError,
 )
-from predict2_spec.guardrails import Verdict, refusal
 from predict2_spec.requests import (
     REQUESTS,
     Text2ImageRequest,
     Text2WorldRequest,
     Video2WorldRequest,
 )
-from predict2_spec.results import Event, Failure
+from predict2_spec.results import Event
 from predict2_spec.tensors import MODELS
 
 URL = "example:8001"
@@ -142,8 +138,8 @@ def test_score_that_is_none_is_a_server_error(respond, score):
         wire.read_judgement(respond.judgement(score=score))
 
 
-def test_answer_without_a_judgement_or_ranking_names_the_versions(respond):
-    for read in (wire.read_judgement, wire.read_ranking):
+def test_answer_without_a_judgement_or_a_state_names_the_versions(respond):
+    for read in (wire.read_judgement, wire.read_tracking):
         with pytest.raises(ServerError, match="different versions"):
             read(respond.result())
 
@@ -154,8 +150,8 @@ def test_ranking_beside_a_result_is_read(respond):
     text = to_json(ranking).encode()
     response.outputs.add(name="ranking", datatype="BYTES", shape=[1])
     response.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
-    assert wire.read_ranking(response) == ranking
-    assert wire.read_response(response).media == b"picture"
+    result = wire.read_response(response)
+    assert (result.media, result.ranking) == (b"picture", ranking)
 
 
 def test_unset_fields_stay_at_home():
@@ -209,100 +205,6 @@ def test_response_with_neither_event_nor_result_is_a_server_error(respond):
     del response.outputs[:], response.raw_output_contents[:]
     with pytest.raises(ServerError, match="no media"):
         wire.read_response(response)
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        ("INVALID_ARGUMENT", InvalidRequestError),
-        ("CANCELLED", RequestCancelledError),
-        ("DEADLINE_EXCEEDED", RequestCancelledError),
-        ("UNAVAILABLE", ServerUnavailableError),
-        ("INTERNAL", ServerError),
-        ("UNIMPLEMENTED", ServerError),
-    ],
-)
-def test_status_becomes_its_error(code, kind):
-    assert type(wire.error_from(code, "why", URL)) is kind
-
-
-def test_part_that_a_server_has_not_is_told_in_its_own_words():
-    error = wire.error_from("UNAVAILABLE", "no critic here; ask for one", URL, answered=True)
-    assert type(error) is ServerUnavailableError
-    assert str(error) == f"the server at {URL} can't do this: no critic here; ask for one"
-
-
-VERDICT = Verdict(False, "clip", "content", "Violence", "3-7")
-
-
-@pytest.mark.parametrize("wrap", ["", "[request id: 1] in ensemble 'x', "])
-def test_refusal_of_a_guardrail_is_no_mistake_of_the_caller(wrap):
-    error = wire.error_from("INVALID_ARGUMENT", f"{wrap}{refusal(VERDICT)}", URL)
-    assert type(error) is BlockedError
-    assert (str(error), error.verdict) == (str(refusal(VERDICT)), None)
-
-
-def test_message_that_only_mentions_a_refusal_is_none():
-    error = wire.error_from("INVALID_ARGUMENT", "prompt 'blocked: me' is odd", URL)
-    assert type(error) is InvalidRequestError
-
-
-@pytest.mark.parametrize(
-    ("verdict", "read"),
-    [
-        (dataclasses.asdict(VERDICT), VERDICT),
-        ({**dataclasses.asdict(VERDICT), "new": 1}, VERDICT),
-        ({"of": "another version"}, None),
-        ("words", None),
-        (["words"], None),
-        (None, None),
-    ],
-)
-def test_refusal_at_the_end_of_a_stream_brings_its_verdict(verdict, read):
-    failure = Failure("INVALID_ARGUMENT", str(refusal(VERDICT)), verdict)
-    error = wire.failure_error(failure, URL)
-    assert type(error) is BlockedError
-    assert error.verdict == read
-
-
-@pytest.mark.parametrize("code", ["NOT_FOUND", "UNKNOWN"])  # unary calls and streams differ
-@pytest.mark.parametrize("reason", ["is not found", "has no available versions"])
-def test_unknown_model_says_how_to_wait_for_it(code, reason):
-    error = wire.error_from(code, f"Request for unknown model: 'video2world' {reason}", URL)
-    assert type(error) is ServerUnavailableError
-    assert "predict2 ready" in str(error)
-    assert URL in str(error)
-
-
-def test_unreachable_server_is_named_with_what_starts_one():
-    details = (
-        "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:8001: "
-        "Failed to connect to remote host: Connection refused"
-    )
-    message = str(wire.error_from("UNAVAILABLE", details, URL))
-    assert "predict2-serve" in message
-    assert "Connection refused" in message
-    assert "last error" not in message
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "seed 5 is too odd",
-        "[request id: <id_unknown>] seed 5 is too odd",
-        "in ensemble 'x', seed 5 is too odd",
-        "Failed to process the request(s) for model instance 'text2image_0_0', message: "
-        "seed 5 is too odd\n\nAt:\n  /repository/text2image/1/model.py(11): execute\n",
-        "Failed to process the request(s) for model 'text2image_0_0', message: seed 5 is too odd",
-    ],
-)
-def test_wrapping_of_triton_is_taken_off_messages(text):
-    assert wire.plain_message(text) == "seed 5 is too odd"
-
-
-def test_message_that_only_mentions_the_wrapping_is_left_alone():
-    text = "prompt '[request id: 5] Failed to process' is odd"
-    assert wire.plain_message(text) == text
 
 
 def test_every_field_of_every_request_has_a_tensor():
