@@ -63,7 +63,7 @@ bench: build/served/toy/repository.json  ## Measure the toy server on this machi
 	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- sh -c '$(BIN)/python -m benchmarks.serving.bench_tasks --url $$PREDICT2_URL --repository build/served/toy'
 	$(BIN)/python -m benchmarks.report
 
-quality: | $(VENV)/.installed-for-tests  ## Judge what the toy's weights draw, and hold both kinds of the level fp8 against exact (some 20 minutes)
+quality: | $(VENV)/.installed-for-tests  ## Judge what the toy's weights draw, and hold both kinds of the level fp8 against exact (some 15 minutes)
 	$(BIN)/python -m benchmarks.quality.bench_quality --output output/quality
 
 # Needs CUDA, nvcc, cmake and a python with torch, pytest and array-api-compat; no TensorRT, no network.

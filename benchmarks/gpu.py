@@ -63,7 +63,11 @@ SECTIONS = (
         before_times=True,
     ),
     Section("test-kernels", _tests("tests/kernels"), before_times=True),
-    Section("test-networks", _tests("tests/export/networks", "tests/runtime")),
+    # those that need torch and little else; the others are the developers'
+    Section(
+        "test-networks",
+        _tests("tests/export/networks/test_on_gpu.py", "tests/runtime/torch_networks"),
+    ),
     Section(
         "sanitize-kernels",
         (

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from predict2_export.toy import write_toy_checkpoint
-
 # Tiny layers gain nothing from threads and lose much to them when the machine has other work.
 torch.set_num_threads(1)
 
@@ -25,6 +23,9 @@ GPUS = ("sm89", "sm120")
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """The toy's files with random weights. Tests leave them as they are."""
+    # Here, because `make gpu` runs tests beside this file on machines that have torch and little else.
+    from predict2_export.toy import write_toy_checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoints")
     write_toy_checkpoint(folder)
     return folder
