@@ -109,6 +109,10 @@ class Shelf:
         with _locked(self.folder):
             remove_old(self.folder, self.max_seconds, self.max_bytes - size)
 
+    def size(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(size for _, size, _ in _files(self.folder))
+
     def remove_parts(self) -> None:
         """Remove what a process that was killed had begun to write; none may be writing now."""
         for part in self.folder.glob(f"{_PART}*"):

@@ -5,14 +5,19 @@ Triton 2.51 adds up what processes report under the same name and labels. A call
 family that was deleted) may end the process, so families are kept as long as their metrics, and nothing counts down.
 """
 
+import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, get_args
 
 from predict2_spec.guardrails import Verdict
 
+from .following import StateFolder
 from .logs import write_outcome
 from .outcomes import Outcome, Status
 from .progress import Progress
@@ -21,6 +26,7 @@ from .stages import Arrays
 Handler = Callable[[Arrays, Progress], dict[str, Any]]
 
 STATUSES: tuple[Status, ...] = get_args(Status)
+SHARED_MEMORY = Path("/dev/shm")  # tensors go through it from model to model
 # Seconds; a toy's picture takes one, a clip of the largest network half an hour.
 BUCKETS = (
     1.0,
@@ -71,26 +77,35 @@ class Metrics:
         pb_utils: Triton's module.
         model: Triton's name of the pipeline.
         preset: what its server serves.
+        state: where its server keeps results, if it does.
     """
 
-    def __init__(self, pb_utils: Any, model: str, preset: str) -> None:
+    def __init__(
+        self, pb_utils: Any, model: str, preset: str, state: StateFolder | None = None
+    ) -> None:
         def family(kind: str, name: str, description: str, **options: Any) -> _Family:
             return _Family(pb_utils, kind, f"predict2_{name}", description, options)
 
-        self._model = model
+        self._model, self._state = model, state
         self._requests = family("COUNTER", "requests_total", "Requests that ended, by how")
         self._seconds = family("HISTOGRAM", "request_seconds", "Seconds of requests that ended well", buckets=list(BUCKETS))  # fmt: skip
         self._stages = family("COUNTER", "stage_seconds_total", "Seconds that requests spent in each stage")  # fmt: skip
         self._steps = family("COUNTER", "steps_total", "Solver steps done")
         self._running = family("GAUGE", "running", "Requests being worked on")
         self._blocked = family("COUNTER", "blocked_total", "Texts and frames that a guardrail refused")  # fmt: skip
-        self._build = family("GAUGE", "build_info", "1; the labels say what is served")
-        self._build(version=version("cosmos-predict2-triton"), preset=preset).set(1)
+        self._kept = family("GAUGE", "kept_bytes", "Bytes of the results that the server keeps")
+        self._shared_memory = family("GAUGE", "shared_memory_bytes", "Room in /dev/shm, all and used")  # fmt: skip
+        build = family("GAUGE", "build_info", "1; the labels say what is served")
+        start = family("GAUGE", "start_time_seconds", "When the model's processes started, Unix time")  # fmt: skip
+        build(version=version("cosmos-predict2-triton"), preset=preset).set(1)
+        start(model=model).set(time.time())
+        self._of_the_start = build, start
         for status in STATUSES:  # rates need a zero to begin at
             self._requests(model=model, outcome=status).increment(0)
         self._seconds(model=model)
         self._steps(model=model).increment(0)
         self._running(model=model).increment(0)
+        self._tell_room()
 
     def count_blocked(self, verdict: Verdict) -> None:
         """Count a refusal, by what was refused, which guardrail did and why."""
@@ -106,7 +121,15 @@ class Metrics:
                 self._stages(model=self._model, stage=stage).increment(max(0.0, seconds))
         if outcome.status == "ok":
             self._seconds(model=self._model).observe(outcome.seconds.get("total", 0.0))
+        self._tell_room()
         write_outcome(outcome)
+
+    def _tell_room(self) -> None:
+        with suppress(OSError):  # a folder that just went away is no reason to fail a request
+            room = shutil.disk_usage(SHARED_MEMORY)
+            self._shared_memory(kind="total").set(room.total)
+            self._shared_memory(kind="used").set(room.used)
+            self._kept().set(self._state.ended.size() if self._state else 0)
 
     def running(self, handler: Handler) -> Handler:
         """The same handler, whose requests count as running while it works on them."""

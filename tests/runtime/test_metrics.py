@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from predict2_runtime.kept import Shelf
 from predict2_runtime.metrics import BUCKETS, STATUSES, Metrics, stage_observer
 from predict2_runtime.outcomes import Outcome
 from predict2_spec.guardrails import Verdict
@@ -139,3 +140,23 @@ def test_no_memory_is_told_of_where_nothing_computes_on_a_gpu(endpoint, monkeypa
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     stage_observer(endpoint.pb_utils, "vae_decoder")(OK)
     assert "torch" not in sys.modules
+
+
+def test_what_is_kept_and_what_shared_memory_is_left_is_told(endpoint, tmp_path):
+    shelf = Shelf(tmp_path, 10**6, 3600)
+    state = SimpleNamespace(ended=shelf)
+    metrics = Metrics(endpoint.pb_utils, "text2image", "toy", state)
+    assert endpoint.read("predict2_kept_bytes") == 0
+    (tmp_path / "result").write_bytes(b"12345")
+    (tmp_path / ".part-of-another").write_bytes(b"123")
+    metrics.observe(OK)
+    assert endpoint.read("predict2_kept_bytes") == 5
+    used, total = (endpoint.read("predict2_shared_memory_bytes", kind=k) for k in ("used", "total"))
+    assert 0 <= used <= total
+    assert total > 0
+
+
+def test_a_folder_that_is_gone_fails_no_request(endpoint, tmp_path):
+    state = SimpleNamespace(ended=Shelf(tmp_path / "gone", 10**6, 3600))
+    Metrics(endpoint.pb_utils, "text2image", "toy", state).observe(OK)
+    assert endpoint.read("predict2_requests_total", model="text2image", outcome="ok") == 1

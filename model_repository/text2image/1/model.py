@@ -19,10 +19,11 @@ class TritonPythonModel:
     def initialize(self, args):
         begin(args)
         repository = served_repository(args)
-        self.metrics = Metrics(pb_utils, MODEL.name, read_preset(repository).name)
+        self.terms = open_terms(os.environ)
+        preset = read_preset(repository)
+        self.metrics = Metrics(pb_utils, MODEL.name, preset.name, self.terms.state)
         backend = open_backend(repository, bls_call(pb_utils), self.metrics.count_blocked)
         self.handler = self.metrics.running(task_handler(MODEL.name, backend))
-        self.terms = open_terms(os.environ)
 
     def execute(self, requests):
         return serve(
