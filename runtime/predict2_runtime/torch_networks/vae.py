@@ -18,6 +18,7 @@ from torch import Tensor
 
 from predict2_spec.errors import InvalidRequestError
 from predict2_spec.networks import LATENT_CHANNELS, VaeSpec
+from predict2_spec.video import SPATIAL_STRIDE
 
 from .recording import Recordings
 from .rms_silu import norm_silu_into, rms_norm
@@ -27,6 +28,9 @@ Tensors = dict[str, Tensor]
 
 _HISTORY = 2  # frames that a causal convolution sees before its own
 _LAST = torch.channels_last_3d
+# Of a frame. The kernels of a larger one take longer than their launches, so a recording gains nothing; and it copies the
+# caches twice, 5 KB a pixel each time, which should be a twentieth of a chunk's time (calculated, not measured).
+_RECORDED_PIXELS = 1 << 16
 
 
 class Past:
@@ -233,7 +237,7 @@ class VaeGraph:
         run: `encode` or `decode`.
         names: of what it takes and makes, beside the caches.
         following: whether it takes caches.
-        recorded: CUDA graphs to keep, one for a shape each; 0 launches every kernel by itself.
+        recorded: CUDA graphs to keep, one for a shape each; 0 launches every kernel by itself, as large frames do.
     """
 
     def __init__(
@@ -274,6 +278,11 @@ class VaeGraph:
                 f"the first chunk has {placed[0].shape[2]} frames and must have 1"
             )
         names = (self._result, *(f"next_{name}" for name in self._caches))
+        pixels = placed[0][0, 0, 0].numel() * (
+            SPATIAL_STRIDE**2 if self._source == "latents" else 1
+        )
+        if pixels > _RECORDED_PIXELS:
+            return dict(zip(names, self._chunk(*placed), strict=True))
         return dict(zip(names, self._recordings(self._chunk, placed), strict=True))
 
     def _chunk(self, x: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 from predict2_export.networks.vae import Vae
 from predict2_kernels import torch_ops, vae_ops
 from predict2_runtime.torch_networks import rms_silu
+from predict2_runtime.torch_networks import vae as module_under_test
 from predict2_runtime.torch_networks.vae import VaeGraph, decode, decoder, encode, encoder
 from predict2_spec import networks as nets
 from predict2_spec.errors import InvalidRequestError
@@ -173,6 +174,20 @@ def test_recorded_chunks_of_two_clips_by_turns_leave_each_other_alone(half, capt
             assert torch.equal(result, expected)
             assert all(map(torch.equal, caches, kept))
             assert all(ours.stride() == theirs.stride() for ours, theirs in zip(caches, kept, strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_chunks_whose_kernels_outlast_their_launches_are_not_recorded(
+    half, captures, monkeypatch, reference
+):
+    vae = reference(nets.TOY_VAE, torch.float32)
+    for most, made in ((16 * 24, 2), (16 * 24 - 1, 0)):
+        monkeypatch.setattr(module_under_test, "_RECORDED_PIXELS", most)
+        captures.made = 0
+        recorded = graphs(nets.TOY_VAE, vae, half, recorded=1)
+        found = list(stream(*recorded, chunks(half, torch.float32, (1, 1))))
+        assert captures.made == made
+        assert all(result.isfinite().all() for result, _ in found)
 
 
 @pytest.mark.gpu
