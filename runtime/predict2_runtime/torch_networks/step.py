@@ -153,13 +153,12 @@ def _step(kept: Kept, facts: Facts, numbers: Tensor, *tensors: Tensor) -> tuple[
         )
     ).contiguous()
     cond, uncond = velocity[0], velocity[1] if facts.batch > 1 else None
-    tensors = (latents, cond, uncond, previous, condition, numbers)
     if kernels := _kernels(cond):
-        new, x0 = kernels.cfg_ab2_step(*tensors)
+        new, x0 = kernels.cfg_ab2_step(latents, cond, uncond, previous, condition, numbers)
         return new, x0
     from predict2_kernels.reference import cfg_ab2_step
 
-    return cfg_ab2_step(*tensors)
+    return cfg_ab2_step(latents, cond, uncond, previous, condition, numbers)
 
 
 def _kernels(x: Tensor) -> Any:
