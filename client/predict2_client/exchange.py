@@ -77,6 +77,11 @@ class Terms:
         if not 0 <= self.retry_for_s < math.inf:
             raise InvalidRequestError(f"retry_for_s {self.retry_for_s} must be 0 or more")
 
+    @property
+    def ask_s(self) -> float:
+        """How long an answer about a running request may take, so that its lease is renewed in time."""
+        return min(_ASK_S, self.lease_s / 2)
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -283,7 +288,7 @@ class Exchange:
             if isinstance(found, Ended) and found.trouble in ("away", "lost"):
                 if time.monotonic() - heard > self._terms.lease_s:
                     lost = failures.lost_error(request_id, self.url, self._terms.lease_s)
-                    return Ended("lost", lost)
+                    return Ended("away", lost)
                 pause, misses = min(pause_s(misses), self._terms.lease_s / 4), misses + 1
             elif isinstance(found, RequestState):
                 heard, pause, misses = time.monotonic(), _POLL_S, 0
@@ -299,12 +304,15 @@ class Exchange:
     async def _find(self, request_id: str) -> Result | Failure | RequestState | Ended | None:
         """What has become of a request: its state while it runs, None where it is unknown; Ended: no answer."""
         try:
-            state, _ = await self._ask(request_id, "renew", _ASK_S)
+            state, _ = await self._ask(request_id, "renew", self._terms.ask_s)
             if state.state == "running":
                 return state
             if state.state == "done" and not state.failure:
                 return (await self._ask(request_id, "fetch", _FETCH_S))[1]
         except CallFailedError as error:
+            trouble = failures.trouble(error.status, error.details)
+            if trouble in ("away", "lost"):
+                return Ended(trouble, ServerUnavailableError(error.details))
             return await self._ended(error)
         return state.failure
 
@@ -327,7 +335,7 @@ class Exchange:
         async def renew() -> None:
             nonlocal heard, silent
             try:
-                await self._ask(request_id, "renew", min(_ASK_S, self._terms.lease_s / 2))
+                await self._ask(request_id, "renew", self._terms.ask_s)
                 heard = time.monotonic()
             except (CallFailedError, Predict2Error):
                 if time.monotonic() - heard > self._terms.lease_s:

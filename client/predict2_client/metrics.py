@@ -77,27 +77,23 @@ def builds(samples: Sequence[Sample]) -> list[str]:
 
 def table(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: of each public model how many requests wait, run and ended, and how."""
-    outcomes = sorted(
-        {s.labels["outcome"] for s in samples if "outcome" in s.labels}, key=_outcome_order
-    )
-    own = bool(outcomes)  # Triton's own counters take cancelled requests for successes
 
-    def total(name: str, **labels: str) -> str:
-        wanted = labels.items()
-        return f"{sum(s.value for s in samples if s.name == name and wanted <= s.labels.items()):g}"
+    def total(name: str, model: str, **labels: str) -> float:
+        wanted = {"model": model, **labels}.items()
+        return sum(s.value for s in samples if s.name == name and wanted <= s.labels.items())
 
     def row(model: str) -> list[str]:
-        waiting = total("nv_inference_pending_request_count", model=model)
-        if not own:
-            names = ("nv_inference_request_success", "nv_inference_request_failure")
-            return [model, waiting, *(total(name, model=model) for name in names)]
-        ended = [total("predict2_requests_total", model=model, outcome=o) for o in outcomes]
-        return [model, waiting, total("predict2_running", model=model), *ended]
+        waiting = total("nv_inference_pending_request_count", model)
+        ended = {
+            outcome: count
+            for outcome in sorted({s.labels["outcome"] for s in samples if "outcome" in s.labels})
+            if (count := total("predict2_requests_total", model, outcome=outcome))
+        }
+        numbers = (waiting, total("predict2_running", model), ended.pop("ok", 0.0))
+        failed = f"{ended.pop('failed', 0.0):g}"
+        rest = ", ".join(f"{count:g} {outcome}" for outcome, count in ended.items())
+        return [model, *(f"{number:g}" for number in numbers), failed, rest]
 
-    heads = ["model", "waiting", *(["running", *outcomes] if own else ["succeeded", "failed"])]
     served = {s.labels.get("model") for s in samples}
+    heads = ["model", "waiting", "running", "succeeded", "failed", "ended otherwise"]
     return heads, [row(model.name) for model in PUBLIC_MODELS if model.name in served]
-
-
-def _outcome_order(outcome: str) -> tuple[int, str]:
-    return {"ok": 0, "failed": 2}.get(outcome, 1), outcome

@@ -122,7 +122,8 @@ def set_terms(message: Any, priority: int, lease_s: int, timeout_s: float) -> No
     if lease_s:
         message.parameters[LEASE_PARAMETER].int64_param = lease_s
     if timeout_s < math.inf:
-        message.parameters["timeout"].int64_param = max(1, round(timeout_s * 1e6))  # microseconds
+        # In microseconds; whole milliseconds, because people read it in an error.
+        message.parameters["timeout"].int64_param = max(1, round(timeout_s * 1e3)) * 1000
 
 
 def _add_input(message: Any, tensor: Tensor, value: str | bytes | float) -> None:

@@ -30,14 +30,19 @@ def ignore(event):
 MODES = pytest.mark.parametrize("on_event", [None, ignore], ids=["unary", "stream"])
 
 
+SERVERS = pytest.mark.parametrize("tracks", [True, False], ids=["tracking", "older"])
+
+
 @pytest.fixture
 def client(server):
     with Client(server.url) as client:
         yield client
 
 
-def work_until_cancelled(server, respond):
-    """Make the fake server start, then work until its caller is gone."""
+def work_until_cancelled(server, respond, tracks=True):
+    """Make the fake server start, then work until its caller is gone or has said so."""
+    if not tracks:
+        server.tracking = None
 
     def unary(request, context):
         server.ended_early.wait(10)
@@ -184,8 +189,9 @@ def test_stream_that_ends_without_a_result_raises(client, server, respond):
 
 
 @MODES
-def test_time_limit_cancels_on_the_server(client, server, respond, on_event):
-    work_until_cancelled(server, respond)
+@SERVERS
+def test_time_limit_cancels_on_the_server(client, server, respond, on_event, tracks):
+    work_until_cancelled(server, respond, tracks)
     began = time.monotonic()
     with pytest.raises(RequestCancelledError, match="time limit"):
         client.generate(REQUEST, on_event, timeout_s=0.3)
@@ -194,8 +200,9 @@ def test_time_limit_cancels_on_the_server(client, server, respond, on_event):
 
 
 @MODES
-def test_ctrl_c_cancels_on_the_server(client, server, respond, on_event):
-    work_until_cancelled(server, respond)
+@SERVERS
+def test_ctrl_c_cancels_on_the_server(client, server, respond, on_event, tracks):
+    work_until_cancelled(server, respond, tracks)
     timer = threading.Timer(0.3, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -204,8 +211,11 @@ def test_ctrl_c_cancels_on_the_server(client, server, respond, on_event):
     assert caught.tb  # kept until here, lest collecting its frames be what cancelled
 
 
-def test_exception_of_the_callback_comes_out_and_cancels_on_the_server(client, server, respond):
-    work_until_cancelled(server, respond)
+@SERVERS
+def test_exception_of_the_callback_comes_out_and_cancels_on_the_server(
+    client, server, respond, tracks
+):
+    work_until_cancelled(server, respond, tracks)
 
     def fail(event):
         raise LookupError("mine")
