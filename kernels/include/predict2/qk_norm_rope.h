@@ -15,7 +15,8 @@ namespace predict2 {
 // In float, rounded once, at the end; queries also times q_scale. Without `rotary` out = n.
 //
 // With `order` row i of the output is token order[i], turned by that token's own angles. So the
-// tokens of a block that block-sparse attention takes or leaves lie side by side without another pass.
+// tokens of a block that block-sparse attention takes or leaves lie side by side without a pass of
+// their own.
 struct Heads {
   const void* in;  // [batch, tokens, heads, head_dim]; a token begins `stride` after the last one
   const void* weight;  // [head_dim]; null copies the heads, as for the values of a packed QKV
