@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every overlay renders, fits the schemas of Kubernetes, and keeps the rules that a rollout of ours lives by."""
+
+import copy
+import functools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
+OVERLAYS = sorted(path.name for path in (ROOT / "overlays").iterdir())
+RELEASES = ("1.33", "1.35", "1.37")
+MINUTES = 60
+# The longest request of an overlay's preset in seconds, as the original publishes them for an H100, and some.
+LONGEST_REQUEST_S = {"toy": 10, "2b": 5 * MINUTES, "2b-spare": 5 * MINUTES, "14b": 20 * MINUTES}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None,
+    reason="there is no kubectl on this machine to render overlays with",
+)
+
+
+@functools.cache
+def rendered(overlay):
+    """What `kubectl apply -k` would send."""
+    done = subprocess.run(
+        ["kubectl", "kustomize", ROOT / "overlays" / overlay],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(overlay, *kinds):
+    return [document for document in rendered(overlay) if document["kind"] in kinds]
+
+
+def workloads(overlay):
+    return of_kind(overlay, "Deployment", "Job")
+
+
+def pods(overlay):
+    """(name, pod spec) of each workload."""
+    return [(w["metadata"]["name"], w["spec"]["template"]["spec"]) for w in workloads(overlay)]
+
+
+def containers(overlay):
+    return [
+        (f"{name}/{container['name']}", container)
+        for name, pod in pods(overlay)
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    ]
+
+
+def server(overlay):
+    """The pod spec and the container of the server."""
+    pod = dict(pods(overlay))["predict2"]
+    (container,) = pod["containers"]
+    return pod, container
+
+
+def option(container, name):
+    (found,) = [arg for arg in container["args"] if arg.startswith(f"--{name}=")]
+    return found.partition("=")[2]
+
+
+def custom_schema(document):
+    group, _, version = document["apiVersion"].partition("/")
+    path = ROOT / "schemas" / f"{document['kind'].lower()}.{group}-{version}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def validate(document, release):
+    """Against the project's own schema for a custom resource, else against that release's."""
+    if schema := custom_schema(document):
+        jsonschema.Draft202012Validator(schema).validate(document)
+    else:  # raises for a kind that the release hasn't
+        kubernetes_validate.validate(document, release, strict=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_all_resources_fit_the_schemas(overlay, release):
+    for document in rendered(overlay):
+        validate(document, release)
+
+
+def test_a_misspelt_field_and_a_removed_kind_would_be_found():
+    deployment = copy.deepcopy(of_kind("toy", "Deployment")[0])
+    probe = deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+    probe["failureTreshold"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(deployment, RELEASES[0])
+    removed = {
+        "apiVersion": "autoscaling/v2beta2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "x"},
+    }
+    with pytest.raises(kubernetes_validate.SchemaNotFoundError):
+        validate(removed, RELEASES[0])
+    scaled = copy.deepcopy(of_kind("14b", "ScaledObject")[0])
+    scaled["spec"]["maxReplicas"] = 3
+    with pytest.raises(jsonschema.ValidationError):
+        validate(scaled, RELEASES[0])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_have_a_release_and_containers_their_bounds(overlay):
+    for name, container in containers(overlay):
+        tag = container["image"].rpartition(":")[2]
+        assert re.match(r"\d+\.\d+", tag), (name, container["image"])
+        resources = container["resources"]
+        assert resources["requests"].keys() >= {"cpu", "memory"}, name
+        assert "memory" in resources["limits"], name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_runs_restricted(overlay):
+    (namespace,) = {
+        d["metadata"].get("namespace") for d in rendered(overlay) if d["kind"] != "Namespace"
+    }
+    (made,) = of_kind(overlay, "Namespace")
+    assert made["metadata"]["name"] == namespace
+    assert made["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for name, pod in pods(overlay):
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
+        allowed = {"persistentVolumeClaim", "emptyDir", "projected", "configMap", "secret"}
+        for volume in pod["volumes"]:
+            assert volume.keys() - {"name"} <= allowed, (name, volume)
+    for name, container in containers(overlay):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_meet_what_they_mean(overlay):
+    labels = [w["spec"]["template"]["metadata"]["labels"] for w in workloads(overlay)]
+
+    def meets(selector):
+        return any(selector.items() <= of.items() for of in labels)
+
+    for service in of_kind(overlay, "Service"):
+        assert meets(service["spec"]["selector"]), service["metadata"]["name"]
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        for document in of_kind(overlay, kind):
+            selector = document["spec"].get("selector") or document["spec"]["podSelector"]
+            assert meets(selector["matchLabels"]), document["metadata"]["name"]
+    for deployment in of_kind(overlay, "Deployment"):
+        selector = deployment["spec"]["selector"]["matchLabels"]
+        assert sum(selector.items() <= of.items() for of in labels) == 1, (
+            "a selector takes others' pods"
+        )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_claims_secrets_and_config_maps_are_there_or_said_to_be_made(overlay):
+    made = {(d["kind"], d["metadata"]["name"]) for d in rendered(overlay)}
+    text = "".join(path.read_text() for path in ROOT.parent.rglob("kustomization.yaml"))
+    for name, pod in pods(overlay):
+        for volume in pod["volumes"]:
+            if claim := volume.get("persistentVolumeClaim"):
+                assert ("PersistentVolumeClaim", claim["claimName"]) in made, name
+            for source in volume.get("projected", {}).get("sources", []):
+                if "configMap" in source:
+                    assert ("ConfigMap", source["configMap"]["name"]) in made, name
+    secrets = set(re.findall(r'"secretName": "([^"]+)"', json.dumps(rendered(overlay))))
+    secrets |= {
+        source["secret"]["name"]
+        for _, pod in pods(overlay)
+        for volume in pod["volumes"]
+        for source in volume.get("projected", {}).get("sources", [])
+        if "secret" in source
+    }
+    for secret in secrets:
+        assert re.search(rf"kubectl create secret \S+ {secret} ", text), secret
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_secret_is_written_down(overlay):
+    assert not of_kind(overlay, "Secret")
+    for name, container in containers(overlay):
+        for variable in container.get("env", []):
+            if re.search("TOKEN|KEY|PASSWORD", variable["name"]):
+                assert "secretKeyRef" in variable["valueFrom"], name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ports_are_the_servers(overlay):
+    _, container = server(overlay)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {
+        name: int(option(container, f"{name}-port")) for name in ("http", "grpc", "metrics")
+    }
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] in ports
+    for service in of_kind(overlay, "Service"):
+        if (
+            service["metadata"]["name"].startswith("predict2")
+            and "proxy" not in service["metadata"]["name"]
+        ):
+            for port in service["spec"]["ports"]:
+                assert port["port"] == ports[port["targetPort"]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_start_may_take_as_long_as_the_server_says(overlay):
+    _, container = server(overlay)
+    probe = container["startupProbe"]
+    allowed_s = probe["periodSeconds"] * probe["failureThreshold"]
+    assert allowed_s >= int(option(container, "start-timeout")) >= 25 * MINUTES
+    (deployment,) = [
+        d for d in of_kind(overlay, "Deployment") if d["metadata"]["name"] == "predict2"
+    ]
+    assert deployment["spec"]["progressDeadlineSeconds"] > allowed_s
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_stop_leaves_running_requests_their_time(overlay):
+    pod, container = server(overlay)
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    drains = int(option(container, "exit-timeout"))
+    assert drains >= LONGEST_REQUEST_S[overlay]
+    ends_in_order_s = 20 + 10  # Triton's own end, as predict2-serve waits for it, and the rest
+    assert pod["terminationGracePeriodSeconds"] >= waits + drains + ends_in_order_s
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_upgrade_can_go_forward(overlay):
+    """Neither a surge without a GPU for it nor a budget that lets nobody go."""
+    (deployment,) = [
+        d for d in of_kind(overlay, "Deployment") if d["metadata"]["name"] == "predict2"
+    ]
+    update = deployment["spec"]["strategy"]["rollingUpdate"]
+    spare = overlay in ("toy", "2b-spare")
+    assert (update["maxSurge"], update["maxUnavailable"]) == ((1, 0) if spare else (0, 1))
+    for budget in of_kind(overlay, "PodDisruptionBudget"):
+        least = budget["spec"].get("minAvailable", 0)
+        name = budget["metadata"]["name"]
+        (of,) = [d for d in of_kind(overlay, "Deployment") if d["metadata"]["name"] == name]
+        assert least < of["spec"]["replicas"] or "maxUnavailable" in budget["spec"], name
+
+
+@pytest.mark.parametrize("overlay", [o for o in OVERLAYS if o != "toy"])
+def test_real_presets_ask_for_a_gpu_and_go_where_there_is_one(overlay):
+    for name, pod in pods(overlay):
+        wants = [c for c in pod["containers"] if "nvidia.com/gpu" in c["resources"]["limits"]]
+        assert bool(wants) == (name in ("predict2", "predict2-build")), name
+        if wants:
+            assert any(t["key"] == "nvidia.com/gpu" for t in pod["tolerations"]), name
+            assert pod["affinity"]["nodeAffinity"], name
+    engines = {
+        v["value"]
+        for _, c in containers(overlay)
+        for v in c.get("env", [])
+        if v["name"] == "PREDICT2_ENGINES"
+    }
+    assert len(engines) == 1, f"built in one folder, served from another: {engines}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_shared_memory_is_memory_and_counted(overlay):
+    pod, container = server(overlay)
+    (shm,) = [v for v in pod["volumes"] if v["name"] == "shm"]
+    assert shm["emptyDir"]["medium"] == "Memory"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert gibibytes(shm["emptyDir"]["sizeLimit"]) < gibibytes(
+        container["resources"]["limits"]["memory"]
+    )
+
+
+def gibibytes(text):
+    return float(text.removesuffix("Gi"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_servers_reach_nothing_but_names(overlay):
+    (policy,) = [
+        p for p in of_kind(overlay, "NetworkPolicy") if p["metadata"]["name"] == "predict2"
+    ]
+    assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert ports == {53}
+
+
+@pytest.mark.parametrize("overlay", [o for o in OVERLAYS if o not in ("toy", "2b")])
+def test_servers_are_added_for_requests_that_wait(overlay):
+    (scaled,) = of_kind(overlay, "ScaledObject")
+    (trigger,) = scaled["spec"]["triggers"]
+    assert "nv_inference_pending_request_count" in trigger["metadata"]["query"]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == "predict2"
+    assert scaled["spec"]["minReplicaCount"] >= 1
