@@ -18,7 +18,7 @@ TENSORRT_PRESET ?= 2b-480p-16fps
 TENSORRT_FLAVOUR ?= tensorrt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check types serve bench quality gpu report tensorrt-gpu format clean
+.PHONY: help setup demo test check types serve bench quality gpu report tensorrt-gpu promtool format clean
 
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,6 +77,11 @@ report: $(VENV)/.installed  ## Make the tables and plots of docs/ from benchmark
 # Needs a GPU, nvcc, cmake and a python with this package, its extras export, gpu and test, and TensorRT.
 tensorrt-gpu:  ## On a GPU machine with TensorRT: plugins, plans and their times
 	PYTHON=$(PYTHON) TENSORRT_PRESET=$(TENSORRT_PRESET) TENSORRT_FLAVOUR=$(TENSORRT_FLAVOUR) benchmarks/tensorrt_gpu.sh
+
+promtool: build/tools/promtool  ## Fetch Prometheus's promtool from Debian for the tests of the alerts; needs no root
+build/tools/promtool:
+	mkdir -p $@.deb && cd $@.deb && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .
+	mv $@.deb/usr/bin/promtool $@ && rm -r $@.deb
 
 format: $(VENV)/.installed  ## Rewrite files the way `make check` wants them
 	$(BIN)/ruff check --fix .

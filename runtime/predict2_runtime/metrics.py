@@ -158,9 +158,8 @@ def stage_observer(pb_utils: Any, model: str) -> Callable[[Outcome], None]:
     def tell_memory() -> None:
         nonlocal told
         held = _gpu_memory()
-        if held is not None:  # by its change, so that processes of one model add up
-            family(model=model).increment(held - told)
-            told = held
+        family(model=model).increment(held - told)  # so processes of one model add up
+        told = held
 
     def observe(outcome: Outcome) -> None:
         write_outcome(outcome, stage=True)
@@ -170,9 +169,9 @@ def stage_observer(pb_utils: Any, model: str) -> Callable[[Outcome], None]:
     return observe
 
 
-def _gpu_memory() -> int | None:
-    """Bytes that this process's torch has taken; None where no engine of it computes on a GPU."""
+def _gpu_memory() -> int:
+    """Bytes that this process's torch has taken; none where no engine of it computes on a GPU."""
     torch = sys.modules.get("torch")  # it isn't imported before an engine needs it
     if torch is None or not torch.cuda.is_initialized():
-        return None
+        return 0
     return int(torch.cuda.memory_reserved())

@@ -136,10 +136,11 @@ def test_memory_of_the_processes_of_a_stage_adds_up(endpoint, monkeypatch):
     assert told() == 150
 
 
-def test_no_memory_is_told_of_where_nothing_computes_on_a_gpu(endpoint, monkeypatch):
+def test_where_nothing_computes_on_a_gpu_torch_is_not_imported_to_find_out(endpoint, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     stage_observer(endpoint.pb_utils, "vae_decoder")(OK)
     assert "torch" not in sys.modules
+    assert endpoint.read("predict2_gpu_memory_bytes", model="vae_decoder") == 0
 
 
 def test_what_is_kept_and_what_shared_memory_is_left_is_told(endpoint, tmp_path):
