@@ -39,7 +39,12 @@ def gpu_seconds(run: Callable[[], object], runs: int = 30, warmup: int = 3) -> S
         run()
         end.record()
         pairs.append((begin, end))
-    clocks = _clocks(run, pairs[-1][1])
+
+    def again() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    clocks = clocks_under(again, lambda: not pairs[-1][1].query())
     torch.cuda.synchronize()
     return Seconds((begin.elapsed_time(end) / 1e3 for begin, end in pairs), clocks)
 
@@ -50,11 +55,15 @@ def _wall_seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _clocks(run: Callable[[], object], last: torch.cuda.Event) -> dict[str, float]:
-    """The SM clock, temperature and power under this load; none without nvidia-smi.
+def clocks_under(again: Callable[[], object], busy: Callable[[], bool]) -> dict[str, float]:
+    """The SM clock, temperature and power under a load; none without nvidia-smi.
 
     An idle GPU has other clocks. So nvidia-smi starts while the runs are still queued, and where they end before it
     they are repeated until it has answered.
+
+    Args:
+        again: keeps the GPU busy for one more run.
+        busy: whether it is still.
     """
     try:
         smi = subprocess.Popen(
@@ -63,11 +72,10 @@ def _clocks(run: Callable[[], object], last: torch.cuda.Event) -> dict[str, floa
     except OSError:
         return {}
     while smi.poll() is None:
-        if last.query():
-            run()
-            torch.cuda.current_stream().synchronize()
-        else:
+        if busy():
             time.sleep(0.001)
+        else:
+            again()
     return read_clocks(smi.communicate()[0])
 
 

@@ -30,6 +30,7 @@ from predict2_spec.video import CONDITIONAL_FRAMES, TEXT2IMAGE_SIZES, VIDEO_SIZE
 
 COMMAND = "make gpu"
 FRAMES = 93
+MOST_SHAPES = 4  # that are recorded in a run of a stage
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _halves(spec: VaeSpec, like: Tensor) -> Iterator[tuple[str, VaeHalves]]:
     vae = random_network(partial(Vae, spec), like)
     yield "torch eager", plain_vae(vae)
     yield "torch engine", our_vae(vae, spec)
+    yield "torch engine, recorded", our_vae(vae, spec, recorded=MOST_SHAPES)
 
 
 def _told(shape: VideoShape) -> str:
@@ -103,13 +105,14 @@ def vae_decoder(sizes: Sizes, like: Tensor) -> Iterator[Case]:
 
 
 def text(sizes: Sizes, like: Tensor) -> Iterator[Case]:
-    """Two prompts, with and without recording nothing: transformers' own T5 where it is installed, and the engine's."""
+    """Two prompts: the engine's network, and transformers' own where that is installed."""
     spec = sizes.text
     title, flops = (
         f"text_encoder, 2 prompts of {spec.num_tokens} tokens",
         2 * text_encoder_flops(spec),
     )
     yield Case(f"{title}, torch engine", flops, text_encoder(spec, like))
+    yield Case(f"{title}, torch engine, recorded", flops, text_encoder(spec, like, recorded=1))
     try:
         from predict2_export.networks.text_encoder import TextEncoder
     except ModuleNotFoundError as error:

@@ -81,9 +81,9 @@ def make_parts(of: Workload, kind: Kind, like: Tensor) -> Parts:
     pixels = latent.pixels
     frames = like.new_empty(1, 3, 1, pixels.height, pixels.width).uniform_(-1, 1)
     return Parts(
-        text_encoder(preset.text_encoder, like),
+        text_encoder(preset.text_encoder, like, kind.recorded),
         step,
-        our_vae(vae, preset.vae) if kind.ours else plain_vae(vae),
+        our_vae(vae, preset.vae, kind.recorded) if kind.ours else plain_vae(vae),
         SIGMA_MAX * noise,
         frames if spec.condition_mask else None,
         GUIDANCE[task],

@@ -23,9 +23,10 @@ from predict2_export.networks.dit import Dit
 from predict2_export.networks.vae import Vae
 from predict2_runtime.sampler import Guidance, Velocity, guided_x0, update
 from predict2_runtime.schedule import Step
-from predict2_runtime.torch_networks.denoiser import TorchDit
 from predict2_runtime.torch_networks.dit import dit_weights
+from predict2_runtime.torch_networks.kept import Kept
 from predict2_runtime.torch_networks.products import Fp8Weight, Weight
+from predict2_runtime.torch_networks.step import TorchStep
 from predict2_runtime.torch_networks.text_encoder import TorchTextEncoder, text_encoder_weights
 from predict2_runtime.torch_networks.vae import VaeGraph, decoder, encoder
 from predict2_runtime.torch_networks.vae import decode as run_decoder
@@ -48,6 +49,7 @@ class Kind:
     level: Literal["exact", "fp8"]
     ours: bool
     step: Callable[[Dit], SolverStep]
+    recorded: int = 0  # CUDA graphs of a shape each, of every stage
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,23 @@ def our_step(dit: Dit, recorded: int = 0, fp8: bool = False) -> SolverStep:
     """The torch engine with a network's weights, recording CUDA graphs of so many shapes."""
     read = in_fp8(dit) if fp8 else dit.state_dict().__getitem__
     weights = dit_weights(dit.spec, read)
-    engine = TorchDit(weights, recorded if weights.patch.is_cuda else 0)
+    engine = TorchStep(Kept(weights), recorded if weights.patch.is_cuda else 0)
 
-    def velocity(latents: Tensor, time: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
-        given = dict(zip(engine.inputs, (latents, time, embeds, mask), strict=False))
-        return engine(given)["velocity"].float()
+    def run(
+        step: Step, latents: Tensor, before: Tensor, guidance: Guidance, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        tensors = {
+            "latents": latents,
+            "previous_x0": before,
+            "prompt_embeds": guidance.prompt_embeds,
+            "negative_prompt_embeds": guidance.negative_prompt_embeds,
+            "condition_latents": condition,
+        }
+        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        outputs = engine({**given, **step.numbers(guidance.scale)})
+        return outputs["latents"], outputs["x0"]
 
-    return by_velocity(velocity)
+    return run
 
 
 _CUDNN = SDPBackend.CUDNN_ATTENTION
@@ -133,8 +145,8 @@ KINDS = (
         partial(plain, compiled=True, attention=_CUDNN),
     ),
     Kind("engine", "torch engine", "exact", True, our_step),
-    Kind("recorded", "torch engine, recorded", "exact", True, partial(our_step, recorded=1)),
-    Kind("recorded-fp8", "torch engine fp8, recorded", "fp8", True, partial(our_step, recorded=1, fp8=True)),
+    Kind("recorded", "torch engine, recorded", "exact", True, partial(our_step, recorded=1), 1),
+    Kind("recorded-fp8", "torch engine fp8, recorded", "fp8", True, partial(our_step, recorded=1, fp8=True), 1),
 )  # fmt: skip
 
 
@@ -143,13 +155,15 @@ def plain_vae(vae: Vae) -> VaeHalves:
     return VaeHalves(vae.encode_chunk, vae.decode_chunk)
 
 
-def our_vae(vae: Vae, spec: VaeSpec) -> VaeHalves:
-    """The torch engine with a network's weights."""
+def our_vae(vae: Vae, spec: VaeSpec, recorded: int = 0) -> VaeHalves:
+    """The torch engine with a network's weights, recording CUDA graphs of so many shapes."""
     read = vae.state_dict().__getitem__
+    graphs = recorded if vae.mean.is_cuda else 0
 
     def chunks(half: Any, run: Any, source: str, result: str) -> Chunk:
         first, following = (
-            VaeGraph(half, run, (source, result), following=later) for later in (False, True)
+            VaeGraph(half, run, (source, result), following=later, recorded=graphs)
+            for later in (False, True)
         )
 
         def call(chunk: Tensor, caches: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -184,9 +198,10 @@ def decode(vae: VaeHalves, latents: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return streamed(vae.decode, latents[None].to(dtype).split(1, dim=2))
 
 
-def text_encoder(spec: TextEncoderSpec, like: Tensor) -> Callable[[], Tensor]:
+def text_encoder(spec: TextEncoderSpec, like: Tensor, recorded: int = 0) -> Callable[[], Tensor]:
     """Encodes two prompts of random tokens that fill their rows: [2, N, D]."""
-    engine = TorchTextEncoder(text_encoder_weights(spec, text_encoder_reader(spec, like)))
+    weights = text_encoder_weights(spec, text_encoder_reader(spec, like))
+    engine = TorchTextEncoder(weights, recorded if like.is_cuda else 0)
     ids = torch.randint(1, spec.vocab_size, (2, spec.num_tokens), device=like.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return lambda: engine(inputs)["prompt_embeds"].float()

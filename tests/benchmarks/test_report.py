@@ -36,6 +36,14 @@ def test_a_recorded_result_names_command_machine_versions_and_commit(folder):
     assert line["versions"]["python"] == sys.version.split()[0]
 
 
+def test_the_commit_is_known_without_git_if_it_is_told(monkeypatch):
+    assert len(results.commit()) == 12
+    monkeypatch.setenv("PATH", "")
+    assert results.commit() == ""
+    monkeypatch.setenv("PREDICT2_COMMIT", "0123456789ab")
+    assert results.commit() == "0123456789ab"
+
+
 def test_results_that_are_no_timings_stay_out_of_the_timings(folder):
     results.record("quality.toy", "make quality", {"samples": 3})
     results.record("a task", "make bench", results.summary([1.0]))

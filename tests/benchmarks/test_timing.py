@@ -4,7 +4,7 @@
 import pytest
 
 from benchmarks import ceilings, results
-from benchmarks.timing import Seconds, gpu_seconds, read_clocks
+from benchmarks.timing import Seconds, clocks_under, gpu_seconds, read_clocks
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,25 @@ def test_each_run_is_timed_after_the_warm_up():
 )
 def test_clocks_are_read_and_what_is_unknown_left_out(answer, expected):
     assert read_clocks(answer) == expected
+
+
+def test_the_load_goes_on_until_the_clocks_are_read(tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nsleep 0.3\necho 1605, 54, 688.20\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    queued, repeated = [1] * 5, []
+    found = clocks_under(lambda: repeated.append(1), lambda: bool(queued) and queued.pop())
+    assert found == {"sm_mhz": 1605.0, "temperature_c": 54.0, "power_w": 688.2}
+    assert repeated  # once the queue was empty
+    repeated.clear()
+    clocks_under(lambda: repeated.append(1), lambda: True)
+    assert not repeated
+
+
+def test_without_nvidia_smi_there_are_no_clocks(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert clocks_under(lambda: None, lambda: False) == {}
 
 
 def test_clocks_go_into_the_results_where_there_are_any():
