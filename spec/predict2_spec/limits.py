@@ -47,6 +47,12 @@ def way_out(name: str) -> str:
     return f"or have the server's owner allow it with predict2-serve --limit {name}=..."
 
 
+def parse_number(text: str) -> float | None:
+    """The number in 50, 2.5, 64MB or 64MiB; None where it is none."""
+    found = _VALUE.fullmatch(text.strip())
+    return float(found[1]) * _UNITS[(found[2] or "").upper()] if found else None
+
+
 def parse_limit(text: str) -> tuple[str, int | float]:
     """A limit's name and value from NAME=VALUE, such as media_bytes=64MB or num_steps=50.
 
@@ -61,8 +67,7 @@ def parse_limit(text: str) -> tuple[str, int | float]:
         raise InvalidRequestError(
             f"limit {text!r:.60} must be NAME=VALUE, with a NAME of {', '.join(kinds)}"
         )
-    found = _VALUE.fullmatch(value.strip())
-    number = float(found[1]) * _UNITS[(found[2] or "").upper()] if found else 0.0
+    number = parse_number(value) or 0.0
     most = _MOST.get(name, 1e15)
     whole = kinds[name] is int
     if not 0 < number <= most or (whole and number != int(number)):

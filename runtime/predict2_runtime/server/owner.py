@@ -20,7 +20,7 @@ from predict2_runtime.policy import (
 from predict2_runtime.repository import VERSION_FOLDER
 from predict2_spec.admission import REQUEST_TIMEOUT_S
 from predict2_spec.errors import EngineMismatchError, ServerUnavailableError
-from predict2_spec.limits import LIMITS
+from predict2_spec.limits import LIMITS, parse_number
 from predict2_spec.manifest import MANIFEST_FILE
 from predict2_spec.presets import Preset
 from predict2_spec.tensors import GUARDRAIL_VIDEO
@@ -69,10 +69,12 @@ def _answer_seconds(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return number
+    number = parse_number(text)
+    if number is None or number != int(number):
+        raise argparse.ArgumentTypeError(
+            f"{text} must be a whole number; 64MB and 64MiB are understood too"
+        )
+    return int(number)
 
 
 def policy_from(args: argparse.Namespace, preset: Preset, repository: Path) -> Policy:

@@ -49,6 +49,21 @@ def test_limits_and_time_are_the_owners(repository):
     )
 
 
+def test_where_and_how_long_results_are_kept_is_the_owners(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--state", "kept", "--kept-bytes", "64MiB", "--kept-seconds", 90]
+    assert policy(TOY, repository, *flags) == Policy(
+        state=str(tmp_path / "kept"), kept_bytes=2**26, kept_seconds=90
+    )
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "0.5", "1e9", ""])
+def test_no_amount_of_results_to_keep_is_refused(repository, capsys, text):
+    with pytest.raises(SystemExit):
+        policy(TOY, repository, f"--kept-bytes={text}")
+    assert f"--kept-bytes: {text} must be a whole number" in capsys.readouterr().err
+
+
 def test_a_preset_of_pictures_needs_no_frame_guard_and_no_reasoner(checkpoints, tmp_path):
     found = policy(find_preset("0.6b"), tmp_path, "--checkpoints", checkpoints)
     assert found.text_guard
