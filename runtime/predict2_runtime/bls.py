@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calling one Triton model from another: the only `exec()` and the only look at its error."""
 
+import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 from predict2_spec.tensors import Model
 
+from .door import carried
 from .status import from_triton
 from .tensors import from_tensors, to_tensors
 
@@ -33,6 +35,7 @@ def _call(pb_utils: Any, model: Model, **inputs: Any) -> dict[str, Any]:
         inputs=to_tensors(pb_utils, model.inputs, inputs),
         requested_output_names=[tensor.name for tensor in model.outputs],
         request_id=REQUEST_ID.get(),
+        parameters=carried(os.environ),
         **({} if trace is None else {"trace": trace}),
     )
     response = request.exec()

@@ -2,7 +2,9 @@
 """Requests to responses: the edge between Triton's Python backend and plain functions."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from predict2_spec.errors import Predict2Error, ServerError
@@ -10,6 +12,7 @@ from predict2_spec.results import Event
 from predict2_spec.tensors import ERROR, EVENT, Model
 
 from .bls import REQUEST_ID, TRACE
+from .door import check_caller
 from .kept import Outputs
 from .logs import begin_request, withhold
 from .outcomes import Outcome, Status, status_of
@@ -39,7 +42,10 @@ def serve_stage(
     observe: Observe = _ignore,
 ) -> list[Any]:
     """Answer each request of a stage by itself; one that fails doesn't touch the others."""
-    return serve(pb_utils, model, requests, lambda inputs, _: stage(inputs), observe=observe)
+    terms = Terms(check_caller=partial(check_caller, model, environment=os.environ))
+    return serve(
+        pb_utils, model, requests, lambda inputs, _: stage(inputs), terms=terms, observe=observe
+    )
 
 
 def serve(
@@ -120,7 +126,7 @@ def _run(
     carried = REQUEST_ID.set(request.request_id()), TRACE.set(request.trace())
     begin_request(request.request_id())
     try:
-        outputs = _work(model, request, handler, watch, progress)
+        outputs = _work(model, request, handler, watch, progress, terms)
         watch.made(outputs)
         status = "ok"
         return outputs
@@ -141,8 +147,10 @@ def _work(
     handler: Handler,
     watch: Watch,
     progress: Progress,
+    terms: Terms,
 ) -> Outputs:
     try:
+        terms.check_caller(request)
         inputs = from_tensors(model.inputs, request.inputs())
         withhold(text for value in inputs.values() if isinstance(value, list) for text in value)
         require(model, inputs)

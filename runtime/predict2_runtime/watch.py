@@ -35,6 +35,7 @@ class Terms:
 
     state: StateFolder | None = None  # where those with an id are followed; None: nowhere
     longest_s: float = math.inf  # a request may ask for less
+    check_caller: Callable[[Any], None] = lambda request: None  # refuses who may not ask at all
 
 
 def open_terms(environment: Mapping[str, str]) -> Terms:

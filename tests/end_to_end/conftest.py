@@ -181,7 +181,8 @@ def serve_class():
 def server(toy_repository, tmp_path_factory):
     """The server all tests share; the last test fails if it doesn't stop as it should."""
     folder, temporary = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("temporary")
-    serve = Serve(folder / "log.txt", toy_repository, TMPDIR=str(temporary))
+    log = folder / "log.txt"
+    serve = Serve(log, toy_repository, "--allow-stage-calls", TMPDIR=str(temporary))
     try:
         yield serve.wait_until_ready()
         assert serve.process.poll() is None, f"it ended by itself:\n{serve.text()}"

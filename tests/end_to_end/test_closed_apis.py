@@ -5,9 +5,12 @@ import json
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
+
+from predict2_client import Client
 
 pytestmark = pytest.mark.server
 
@@ -78,3 +81,39 @@ def test_a_request_with_somebody_elses_shared_memory_is_refused(server):
         pytest.raises(InferenceServerException, match="Unable to find"),
     ):
         client.infer("text2image", [prompt], client_timeout=60)
+
+
+STAGES_INPUTS = {
+    "text_encoder": {"prompt": ["a ball"]},
+    "vae_decoder": {"latents": np.zeros((16, 1, 2, 2), np.float32)},
+    "guardrail_text": {"text": "a ball"},
+    "prompt_refiner": {"prompt": "a ball"},
+}
+
+
+@pytest.fixture(scope="module")
+def strict_server(slim_repository, serve_class, tmp_path_factory):
+    """As people start it."""
+    folder = tmp_path_factory.mktemp("strict")
+    serve = serve_class(folder / "log.txt", slim_repository, TMPDIR=str(folder))
+    try:
+        yield serve.wait_until_ready()
+    finally:
+        serve.kill()
+
+
+def test_stages_do_not_answer_callers(strict_server, infer_inputs):
+    """Text could be encoded and latents decoded past the guardrails."""
+    with tritonclient.grpc.InferenceServerClient(strict_server.url) as client:
+        for model, values in STAGES_INPUTS.items():
+            if not client.is_model_ready(model):
+                continue  # it serves pictures only
+            with pytest.raises(InferenceServerException, match="own pipelines only"):
+                client.infer(
+                    model, infer_inputs(tritonclient.grpc, model, values), client_timeout=60
+                )
+
+
+def test_pipelines_still_reach_their_stages(strict_server):
+    with Client(strict_server.url) as client:
+        assert client.text2image("a ball", num_steps=1, width=16, height=16).media

@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         help="take requests over HTTP too; with Triton 2.51 a small malformed one can end the server",
     )
     parser.add_argument(
+        "--allow-stage-calls",
+        action="store_true",
+        help="let callers call the stages themselves, past the guardrails; for measuring",
+    )
+    parser.add_argument(
         "--allow-shared-memory",
         action="store_true",
         help="let callers on this machine register shared memory; they can then read and write any region by name",
@@ -200,10 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Path(work_folder),
                 policy,
                 verbose=args.verbose,
-                opened={
-                    "shared_memory": args.allow_shared_memory,
-                    "http_inference": args.allow_http_inference,
-                },
+                opened=launch.Opened(
+                    args.allow_shared_memory, args.allow_http_inference, args.allow_stage_calls
+                ),
                 tracing=traces,
             )
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from predict2_runtime import drain
+from predict2_runtime.door import WORD_VARIABLE
 from predict2_runtime.policy import POLICY_VARIABLE, Policy
 from predict2_spec.errors import ServerUnavailableError
 
@@ -43,6 +44,15 @@ class Ports:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What the owner opened to callers beside the public models over gRPC."""
+
+    shared_memory: bool = False
+    http_inference: bool = False
+    stage_calls: bool = False  # stages answer whoever calls them, past the guardrails
+
+
+@dataclass(frozen=True)
 class Server:
     """A started Triton and what is to be cleaned up after it."""
 
@@ -60,19 +70,21 @@ def start(
     policy: Policy,
     *,
     verbose: bool,
-    opened: Mapping[str, bool],
+    opened: Opened,
     tracing: Sequence[str] = (),
 ) -> Server:
     """Start Triton over a repository; `work_folder` lives as long as it.
 
-    `opened` is what `restrictions` takes, `tracing` arguments of Triton's.
+    `tracing` are arguments of Triton's.
     """
     run_folder = work_folder / "run"
     run_folder.mkdir()
     shared_memory = f"predict2_{uuid4().hex}_"
     command = server_command(triton, repository, ports, shared_memory, verbose=verbose)
-    command += [*restrictions(**opened), *tracing]
+    command += [*restrictions(opened), *tracing]
     environment = server_environment(triton, os.environ, run_folder, policy)
+    if not opened.stage_calls:
+        environment[WORD_VARIABLE] = secrets.token_hex(32)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     return Server(process, ports, run_folder, shared_memory)
@@ -104,10 +116,10 @@ def server_command(
     return command
 
 
-def restrictions(*, shared_memory: bool = False, http_inference: bool = False) -> list[str]:
+def restrictions(opened: Opened) -> list[str]:
     """The arguments that close what callers have no business with, but for what is to be open."""
-    closed = _CLOSED if shared_memory else (*_CLOSED, _SHARED_MEMORY)
-    by_http = closed if http_inference else (*closed, _INFERENCE)
+    closed = _CLOSED if opened.shared_memory else (*_CLOSED, _SHARED_MEMORY)
+    by_http = closed if opened.http_inference else (*closed, _INFERENCE)
     key = f"key={secrets.token_hex(16)}"
     return [
         f"--http-restricted-api={','.join(by_http)}:{key}",
