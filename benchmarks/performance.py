@@ -61,13 +61,11 @@ def _machine(name: str, lines: list[Line]) -> str:
     head = "| generation | original, published | baseline, same run | ours, exact | ours, fp8 | floor, bf16 | with refiner and guardrails |"
     of_lines = {of: [x for x in lines if x["workload"] == of.name] for of in WORKLOADS}
     done = {of: found for of, found in of_lines.items() if found}
-    clocks = [x["clocks"]["sm_mhz"] for x in lines if "sm_mhz" in x.get("clocks", {})]
-    seen = f"; SM at {min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else ""
     return "\n".join(
         [
             f"### {last['machine'].get('gpu', name)}",
             "",
-            f"`{last['command']}` on {described(last)}{seen}; {last['date']}, commit {last['commit']} (results/{name}.jsonl)",
+            f"`{last['command']}` on {described(last)}; {last['date']} (results/{name}.jsonl)",
             "",
             head,
             "|---|---|---|---|---|---|---|",
@@ -105,11 +103,12 @@ def _parts(lines: list[Line]) -> str:
     """Where the time goes, a row for each engine."""
     names = ("text_s", "encode_s", "step_s", "decode_s", "whole_s")
     rows = [
-        f"| {x['workload']} | {x['title']} | {' | '.join(f'{x[n]:.4g}' for n in names)} | {x['peak_bytes'] / 1e9:.1f} |"
+        f"| {x['workload']} | {x['title']} | {' | '.join(f'{x[n]:.4g}' for n in names)} | {x['peak_bytes'] / 1e9:.1f} "
+        f"| {x['clocks'].get('sm_mhz', '')} | {x['commit']} |"
         for x in lines
     ]
-    head = "| generation | engine | prompts, s | frames given, s | a step, s | frames made, s | whole, s | memory, GB |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
+    head = "| generation | engine | prompts, s | frames given, s | a step, s | frames made, s | whole, s | memory, GB | SM, MHz | commit |"
+    return "\n".join([head, "|---" * 10 + "|", *rows])
 
 
 def stages() -> str:

@@ -124,13 +124,14 @@ def measure(
         run = one_step(parts, num_steps)
         assert all(torch.isfinite(part).all() for part in run())  # this call compiles or records
         steps = gpu_seconds(run, runs=TIMED_STEPS, warmup=1)
-        text = median(gpu_seconds(parts.text, runs=3, warmup=1))
-        encoding = median(gpu_seconds(parts.condition, runs=3, warmup=1))
-        decoding = median(gpu_seconds(lambda: parts.decode(parts.noise), runs=2, warmup=1))
+        timed = partial(gpu_seconds, warmup=1, clocks=False)
+        text = median(timed(parts.text, runs=3))
+        encoding = median(timed(parts.condition, runs=3))
+        decoding = median(timed(lambda: parts.decode(parts.noise), runs=2))
         whole = text + encoding + count * median(steps) + decoding
         is_run = whole <= whole_limit_s
         if is_run:
-            whole = gpu_seconds(lambda: generate(parts, num_steps), runs=1, warmup=0)[0]
+            whole = timed(lambda: generate(parts, num_steps), runs=1, warmup=0)[0]
     return {
         "workload": of.name,
         "engine": kind.name,
