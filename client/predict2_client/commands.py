@@ -14,7 +14,7 @@ from predict2_spec.presets import Task
 from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
 from predict2_spec.results import Event
 
-from . import batch, best_of_n, flags, following, media, outputs, progress, report
+from . import batch, best_of_n, doctor, flags, following, media, outputs, progress, report
 from .client import Client
 from .exchange import OnEvent
 from .settings import make_request
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
         "demo": run_demo,
         "sheet": run_sheet,
         "ready": run_ready,
+        "doctor": run_doctor,
         "fetch": following.run_fetch,
         "cancel": following.run_cancel,
         "status": following.run_status,
@@ -116,6 +117,15 @@ def run_sheet(args: argparse.Namespace, say: Say) -> int:
     target = outputs.path_with_suffix(target, (".png", ".jpg", ".jpeg"))
     say(str(_write_sheet(args.clip, target, args.columns)))
     return 0
+
+
+def run_doctor(args: argparse.Namespace, say: Say) -> int:
+    """What this machine and the server have and lack; 1 if anything failed."""
+    failed = False
+    for finding in doctor.examine(args.url, args.repository):
+        say(str(finding))
+        failed |= finding.status == "failed"
+    return int(failed)
 
 
 def run_ready(args: argparse.Namespace, say: Say) -> int:

@@ -169,6 +169,9 @@ def _parser(default_url: str, default_metrics_url: str) -> argparse.ArgumentPars
     sheet.add_argument("output", type=Path, nargs="?", help="a png or jpg; CLIP_sheet.png")
     sheet.add_argument("--columns", type=_count, default=0, help="frames a row; about a square")
     _add_following(add, default_url, default_metrics_url)
+    doctor = add("doctor", "say what this machine and a server have and lack")
+    _add_url_flag(doctor, default_url)
+    doctor.add_argument("--repository", type=Path, help="also check what is to be served from here, engine by engine; no server need be running then")  # fmt: skip
     ready = add("ready", "wait until the server is ready")
     _add_url_flag(ready, default_url)
     ready.add_argument("--timeout", type=_seconds, default=300.0, help="seconds (%(default)s)")

@@ -10,6 +10,7 @@ import pytest
 import tritonclient.grpc
 
 from predict2_client import Client
+from predict2_client.cli import main
 from predict2_runtime.server.chrome_trace import read_traces, to_chrome
 
 ROOT = Path(__file__).parents[2]
@@ -142,3 +143,12 @@ def test_a_request_is_traced_with_every_call_it_made(observed):
     whole = next(bar for bar in bars if bar["name"] == "text2image")
     assert all(whole["ts"] <= bar["ts"] for bar in bars)
     assert all(bar["ts"] + bar["dur"] <= whole["ts"] + whole["dur"] for bar in bars)
+
+
+def test_the_doctor_finds_a_server_and_its_repository_well(server, toy_repository, capsys):
+    assert main(["doctor", "--url", server.url, "--repository", str(toy_repository)]) == 0
+    said = capsys.readouterr().out
+    assert f"ok      server: {server.url} is ready: triton 2." in said
+    assert "text2image, video2world, text2world, generate" in said
+    assert "ok      engine video2world_denoiser: onnxruntime" in said
+    assert "failed" not in said
