@@ -12,16 +12,17 @@ from predict2_spec.tracking import ACTIONS, check_request_id
 
 from .following import StateFolder
 from .kept import Outputs
+from .progress import Progress
 from .stages import Arrays
 
 _TIDY_EVERY_S = 10  # callers ask often
 
 
-def tracking_handler(state: StateFolder | None) -> Callable[[Arrays], Outputs]:
+def tracking_handler(state: StateFolder | None) -> Callable[[Arrays, Progress], Outputs]:
     """The handler of the Triton model `tracking`; `state` is where requests are followed."""
     tidied = -math.inf
 
-    def answer(arrays: Arrays) -> Outputs:
+    def answer(arrays: Arrays, progress: Progress) -> Outputs:
         nonlocal tidied
         request_id = _one_text("request_id", arrays["request_id"])
         action = _one_text("action", arrays.get("action", ["look"]))

@@ -30,7 +30,8 @@ def track(state):
     handler = tracking_handler(state)
 
     def track(*action):
-        outputs = handler({"request_id": [ID], **({"action": list(action)} if action else {})})
+        asked = {"request_id": [ID], **({"action": list(action)} if action else {})}
+        outputs = handler(asked, None)
         return RequestState.from_json(outputs.pop("state")).state, sorted(outputs)
 
     return track
@@ -86,9 +87,9 @@ def test_what_is_too_old_is_removed_when_somebody_asks(track, state):
 )
 def test_what_cannot_be_answered_is_refused_by_its_value(state, arrays, message):
     with pytest.raises(InvalidRequestError, match=message):
-        tracking_handler(state)(arrays)
+        tracking_handler(state)(arrays, None)
 
 
 def test_a_server_that_follows_nothing_says_so():
     with pytest.raises(ServerUnavailableError, match="follows no requests"):
-        tracking_handler(None)({"request_id": [ID]})
+        tracking_handler(None)({"request_id": [ID]}, None)

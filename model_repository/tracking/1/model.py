@@ -4,7 +4,7 @@ import os
 import triton_python_backend_utils as pb_utils
 
 from predict2_runtime.metrics import stage_observer
-from predict2_runtime.serve import serve_stage
+from predict2_runtime.serve import serve
 from predict2_runtime.start import begin
 from predict2_runtime.tracking import tracking_handler
 from predict2_runtime.watch import open_terms
@@ -18,4 +18,4 @@ class TritonPythonModel:
         self.observe = stage_observer(pb_utils, TRACKING.name)
 
     def execute(self, requests):
-        return serve_stage(pb_utils, TRACKING, requests, self.handler, observe=self.observe)
+        return serve(pb_utils, TRACKING, requests, self.handler, observe=self.observe)
