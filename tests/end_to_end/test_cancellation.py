@@ -2,8 +2,6 @@
 """Requests that end early and requests at the same time: the server stops that work, and no other."""
 
 import itertools
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -161,26 +159,6 @@ def test_closing_the_client_stops_its_work(server, stops, steps_done, long_reque
         client.close()
         with pytest.raises(RequestCancelledError):
             running.result(60)
-
-
-KILLED = """
-import sys
-from predict2_client import Client
-url, picture, steps = sys.argv[1:]
-Client(url).video2world("a ball", picture, num_steps=int(steps))
-"""
-
-
-def test_the_death_of_a_client_stops_its_work(server, stops, steps_done, picture_png, tmp_path):
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(picture_png)
-    with stops:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, server.url, str(picture), str(STEPS)]
-        )
-        wait_for_steps(steps_done, stops.before)
-        process.kill()
-        process.wait()
 
 
 def test_a_request_cancelled_in_the_queue_never_runs(
