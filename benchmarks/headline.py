@@ -9,11 +9,10 @@ from predict2_spec.presets import Preset, Task, find_preset
 from predict2_spec.video import LatentShape, VideoShape
 
 NUM_STEPS = 35  # the original's default
-EVALUATIONS = 2 * len(
-    solver_steps(NUM_STEPS)
-)  # with the prompt and without, and a last clean step: 72
-# What tensor cores of an H200 have been seen to reach: its datasheet says 989 and 1979 at clocks that no long product
-# holds. Attention doesn't reach them yet anywhere.
+# With the prompt and without, and a clean step at the end: 72
+EVALUATIONS = 2 * len(solver_steps(NUM_STEPS))
+# What large products have been reported to reach on GPUs like the H200. Its datasheet says 989 and 1979, at clocks that
+# none of them holds; attention reaches neither.
 BF16_RATE = 790e12  # FLOP a second, of large products
 FP8_RATE = 1400e12
 # documentations/performance.md of nvidia-cosmos/cosmos-predict2 at 661da47; prompt refiner and guardrails included.
