@@ -89,6 +89,14 @@ def test_an_event_is_read_whole_while_others_are_written(state):
     assert len(seen - {None}) > 1
 
 
+def test_a_mixture_of_two_events_is_none(state):
+    record = begin(state)
+    record.note(EVENT)
+    file = state.running(record.name) / "event"
+    file.write_bytes(file.read_bytes().replace(b'"step": 3', b'"step": 4'))
+    assert state.look(ID)[0] == RequestState("running")
+
+
 def test_a_failure_is_told(state):
     failure = Failure("UNAVAILABLE", "no")
     begin(state).fail(failure)
