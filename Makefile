@@ -61,7 +61,8 @@ serve: $(SERVED)/repository.json  ## Serve PRESET (toy) on this machine until Ct
 
 bench: build/served/toy/repository.json  ## Measure the toy server on this machine; results go to benchmarks/results
 	$(BIN)/predict2-serve build/served/toy --http-port 0 --grpc-port 0 --metrics-port 0 -- sh -c '$(BIN)/python -m benchmarks.serving.bench_tasks --url $$PREDICT2_URL --repository build/served/toy'
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.serving.bench_overhead --repository build/served/toy
+	$(BIN)/python -m benchmarks.serving.bench_sweep --repository build/served/toy; failed=$$?; $(BIN)/python -m benchmarks.report; exit $$failed
 
 quality: | $(VENV)/.installed-for-tests  ## Judge what the toy's weights draw, and hold both kinds of the level fp8 against exact (some 15 minutes)
 	$(BIN)/python -m benchmarks.quality.bench_quality --output output/quality

@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks import performance
 from benchmarks.results import ROOT, described, newest
+from benchmarks.serving.overhead_table import overhead
+from benchmarks.serving.page import table as serving
 
 DOCS = ROOT / "docs"
 LEVELS = {
@@ -90,7 +92,12 @@ def _level_row(task: str, line: dict[str, Any]) -> str:
 
 # What each page has between marks of these names
 PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "benchmarks.md": {"results": tables, "levels": levels},
+    "benchmarks.md": {
+        "results": tables,
+        "serving": serving,
+        "overhead": overhead,
+        "levels": levels,
+    },
     "performance.md": {
         "goals": performance.goals,
         "generations": performance.generations,

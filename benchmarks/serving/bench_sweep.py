@@ -27,7 +27,7 @@ from .runs import Files, Run, arguments, plan, stages_of
 
 COMMAND = "make bench"
 OUTPUT = ROOT / "build" / "bench"
-FLAGS = ("--allow-http-inference", "--reasoner")
+FLAGS = ("--allow-http-inference", "--allow-stage-calls", "--reasoner")
 RUN_TIMEOUT_S = 6 * 3600  # of one run, for a server that never answers
 
 
@@ -58,10 +58,16 @@ def measure(bench: Bench, run: Run, url: str) -> Measured:
     except subprocess.TimeoutExpired as error:
         raise RunFailedError(f"no end after {RUN_TIMEOUT_S} s") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-2:]
-        raise RunFailedError(f"exit code {done.returncode}: {' '.join(said)}")
+        raise RunFailedError(f"exit code {done.returncode}: {_reason(done)}")
     export = read_export(files.export.read_text())
     return Measured(export, read_csv(files.csv.read_text()), read_stages(done.stdout))
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    said = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-2:])
+    # how perf_analyzer puts it that a stage it was told of was never called
+    uncalled = "requested model version" in said
+    return f"{said} (the requests failed before any stage was called)" if uncalled else said
 
 
 def result_of(run: Run, preset: Preset, measured: Measured) -> dict[str, object]:
@@ -104,7 +110,12 @@ def main() -> int:
     args = _options()
     preset = read_preset(args.repository)
     served = frozenset(path.parent.name for path in args.repository.glob("*/config.pbtxt"))
-    bench = Bench(perf_analyzer.find(), preset, served, args.output)
+    try:
+        tool = perf_analyzer.find()
+    except perf_analyzer.ToolError as error:
+        print(f"bench_sweep: {error}", file=sys.stderr)
+        return 1
+    bench = Bench(tool, preset, served, args.output)
     runs = plan(preset, served, args.requests)
     runs = [run for run in runs if re.search(args.only, run.name)]
     write_inputs(preset, {run.inputs for run in runs}, args.output / "inputs")
@@ -119,7 +130,7 @@ def main() -> int:
     shared = [run for run in runs if run.shared_memory]
     if shared and not args.url:
         stages = servers.stages_only(args.repository, args.output / "stages")
-        with servers.running(stages, "--allow-shared-memory") as server:
+        with servers.running(stages, "--allow-stage-calls", "--allow-shared-memory") as server:
             failed += _measure_all(bench, shared, server)
     print(f"report: {write_page(args.output / 'report.html')}")
     for line in failed:

@@ -129,7 +129,7 @@ def _runs(launcher: Path) -> bool:
 def _run(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
-        raise _unavailable(f"{what} can't be had: {done.stderr.strip()[-500:]}")
+        raise _unavailable(f"{what} can't be had: {' '.join(done.stderr.split())[:600]}")
 
 
 def _unavailable(reason: str) -> ToolError:
