@@ -5,7 +5,7 @@ Told to stop, Triton refuses at once what its running pipelines still ask of the
 when no pipeline runs any more, and pipelines take no new request from the moment it is to stop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +14,12 @@ from predict2_spec.errors import ServerUnavailableError
 
 RUN_FOLDER_VARIABLE = "PREDICT2_RUN_FOLDER"  # of the environment; set by predict2-serve
 _STOPPING = "stopping"
+
+
+def run_folder(environment: Mapping[str, str]) -> Path | None:
+    """Where the processes of this server tell of what they do; None without predict2-serve."""
+    folder = environment.get(RUN_FOLDER_VARIABLE)
+    return Path(folder) if folder else None
 
 
 @contextmanager

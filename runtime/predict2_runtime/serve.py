@@ -13,11 +13,13 @@ from predict2_spec.tensors import ERROR, EVENT, Model
 
 from .bls import REQUEST_ID, TRACE
 from .door import check_caller
+from .drain import run_folder
 from .kept import Outputs
 from .logs import begin_request, withhold
 from .outcomes import Outcome, Status, status_of
 from .progress import Progress
 from .stages import Arrays
+from .stalls import at_work
 from .status import to_failure, to_triton
 from .tensors import from_tensors, require, to_tensors
 from .watch import Terms, Watch
@@ -43,9 +45,13 @@ def serve_stage(
 ) -> list[Any]:
     """Answer each request of a stage by itself; one that fails doesn't touch the others."""
     terms = Terms(check_caller=partial(check_caller, model, environment=os.environ))
-    return serve(
-        pb_utils, model, requests, lambda inputs, _: stage(inputs), terms=terms, observe=observe
-    )
+    folder = run_folder(os.environ)
+
+    def handler(inputs: Arrays, progress: Progress) -> Outputs:
+        with at_work(folder, model.name):
+            return stage(inputs)
+
+    return serve(pb_utils, model, requests, handler, terms=terms, observe=observe)
 
 
 def serve(

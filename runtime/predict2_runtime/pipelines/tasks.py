@@ -13,7 +13,7 @@ import numpy as np
 
 from predict2_runtime.bls import Call
 from predict2_runtime.conditioning import cover_crop
-from predict2_runtime.drain import RUN_FOLDER_VARIABLE, in_progress
+from predict2_runtime.drain import in_progress, run_folder
 from predict2_runtime.engines import read_manifest
 from predict2_runtime.frames import (
     Frames,
@@ -58,14 +58,13 @@ def open_backend(
     if preset.video2world:
         denoisers.append(tensors.VIDEO2WORLD_DENOISER)
     manifests = [read_manifest(repository / m.name / VERSION_FOLDER) for m in denoisers]
-    folder = os.environ.get(RUN_FOLDER_VARIABLE)
     precision = {m.network: m.precision for m in manifests}
     backend = Backend(
         preset,
         precision,
         call,
         read_policy(os.environ),
-        run_folder=Path(folder) if folder else None,
+        run_folder=run_folder(os.environ),
     )
     return replace(backend, count_blocked=count_blocked) if count_blocked else backend
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 from predict2_runtime import following
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE, Policy
+from predict2_runtime.stalls import find_stalled
 from predict2_spec.errors import Predict2Error, ServerUnavailableError
 
 from . import checks, configs, inspection, launch, owner, tracing
@@ -54,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds that running requests get to finish when the server is told to stop (%(default)s)",
     )
     parser.add_argument(
+        "--stage-timeout",
+        type=_seconds,
+        default=1800,
+        metavar="S",
+        help="longest that one call of a stage may take, such as a solver step, before it counts as hanging and the "
+        "server ends, to be started again (%(default)s)",
+    )
+    parser.add_argument(
         "--allow-http-inference",
         action="store_true",
         help="take requests over HTTP too; with Triton 2.51 a small malformed one can end the server",
@@ -73,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     tracing.add_flags(parser)
     owner.add_flags(parser)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 86400:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{text} must be between 1 and 86400")
+    return seconds
 
 
 def _port(text: str) -> int:
@@ -142,7 +158,7 @@ def _run(server: launch.Server, args: argparse.Namespace, policy: Policy, signal
         while not signals.stopping():
             if command is not None and command.poll() is not None:
                 return command.returncode
-            _check_alive(server, models)
+            _check_alive(server, models, args.stage_timeout)
             time.sleep(0.1)
     finally:
         if command is not None and command.poll() is None:
@@ -151,12 +167,18 @@ def _run(server: launch.Server, args: argparse.Namespace, policy: Policy, signal
     return 130 if command else 0
 
 
-def _check_alive(server: launch.Server, models: set[int]) -> None:
+def _check_alive(server: launch.Server, models: set[int], stage_timeout_s: float) -> None:
     if server.process.poll() is not None:
         raise ServerUnavailableError(f"tritonserver ended with code {server.process.returncode}")
     if not all(map(launch.is_alive, models)):
         # Triton neither replaces it nor stops being ready; whoever runs us starts us again.
         raise ServerUnavailableError("a model's process died, so the server is stopped")
+    if stalled := find_stalled(server.run_folder, stage_timeout_s):
+        # nothing but its process's end frees what waits for it
+        raise ServerUnavailableError(
+            f"{stalled} has worked on one call for more than {stage_timeout_s:g} s, so the server is stopped; where a "
+            "call may take as long, allow it with --stage-timeout"
+        )
 
 
 def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 """One running Triton: its command line, its environment, its processes, waiting for it and stopping it."""
 
 import contextlib
+import ctypes
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ from predict2_spec.errors import ServerUnavailableError
 from .checks import SHARED_MEMORY
 from .tritonserver import Tritonserver
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TERMINATE_S = 20  # for Triton to end once nothing runs any more
 # What Triton offers anyone who can reach it beside serving models: loading and unloading, the levels of its log and
 # traces. Nobody needs it here, so it is put behind a key that nobody has.
@@ -86,8 +88,16 @@ def start(
     if not opened.stage_calls:
         environment[WORD_VARIABLE] = secrets.token_hex(32)
     # A session of its own: Ctrl-C reaches us first, and its models can be ended with it.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+    )
     return Server(process, ports, run_folder, shared_memory)
+
+
+def _end_with_parent() -> None:
+    """In the child: should we be killed, Triton is told to stop, and its ports and models go with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def server_command(

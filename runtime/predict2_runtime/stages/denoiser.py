@@ -24,7 +24,7 @@ from predict2_spec.requests import (
 )
 from predict2_spec.video import LatentShape, VideoShape
 
-from . import Arrays
+from . import Arrays, check_made
 from .warming import warming_shapes
 
 _TENSORS = (
@@ -63,6 +63,7 @@ class Denoiser:
 
         Raises:
             InvalidRequestError: a shape or a number is outside what the network takes.
+            ServerError: the engine made NaN or infinite values.
         """
         self._check_shapes(
             inputs["latents"], inputs["previous_x0"], inputs.get("condition_latents")
@@ -81,7 +82,10 @@ class Denoiser:
             result = self._around_engine(step, scale, placed)
         else:
             result = self.step({**placed, **step.numbers(scale)})
-        return {name: self.placement.to_numpy(array) for name, array in result.items()}
+        made = {name: self.placement.to_numpy(array) for name, array in result.items()}
+        for array in made.values():
+            check_made(f"{self.task}_denoiser", array)
+        return made
 
     def _around_engine(self, step: Step, scale: float, placed: Arrays) -> dict[str, Any]:
         latents, previous = placed["latents"], placed["previous_x0"]

@@ -15,7 +15,7 @@ from predict2_spec.presets import Preset
 from predict2_spec.requests import check_text
 from predict2_spec.tensors import TEXT_ENCODER
 
-from . import Arrays
+from . import Arrays, check_made
 from .warming import TEXT
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,6 +41,7 @@ class TextEncoder:
 
         Raises:
             InvalidRequestError: no prompt, too many, or one too long.
+            ServerError: the engine made NaN or infinite values.
         """
         prompts = inputs["prompt"]
         if not 1 <= len(prompts) <= MAX_PROMPTS:
@@ -50,7 +51,9 @@ class TextEncoder:
         for prompt in prompts:
             check_text("prompt", prompt, self.limits)
         ids, mask = tokenize(self.tokenizer, prompts)
-        return self.encode({"input_ids": ids, "attention_mask": mask})
+        made = self.encode({"input_ids": ids, "attention_mask": mask})
+        check_made(TEXT_ENCODER.name, made["prompt_embeds"])
+        return made
 
     def warm_up(self) -> None:
         """Encode a prompt, and two, as requests with a negative prompt do."""

@@ -17,7 +17,7 @@ from predict2_spec.presets import Preset
 from predict2_spec.tensors import VAE_DECODER, VAE_ENCODER
 from predict2_spec.video import TEMPORAL_STRIDE, LatentShape, VideoShape
 
-from . import Arrays
+from . import Arrays, check_made
 from .warming import TWO_CHUNKS, warming_shapes
 
 _CACHE_OUT, _CACHE_IN = "next_cache_", "cache_"
@@ -69,6 +69,7 @@ class VaeEncoder:
 
         Raises:
             InvalidRequestError: a size the preset doesn't take.
+            ServerError: the engine made NaN or infinite values.
         """
         frames = inputs["frames"]
         self.preset.check("video2world", VideoShape(*frames.shape[:3]))
@@ -81,7 +82,9 @@ class VaeEncoder:
             self.placement.to_numpy(out["latents"])
             for out in _stream(self.first, self.following, "frames", placed)
         ]
-        return {"latents": np.concatenate(parts, axis=2)[0]}
+        latents = np.concatenate(parts, axis=2)[0]
+        check_made(VAE_ENCODER.name, latents)
+        return {"latents": latents}
 
     def warm_up(self) -> None:
         """Encode black frames."""
@@ -112,6 +115,7 @@ class VaeDecoder:
 
         Raises:
             InvalidRequestError: a size the preset doesn't make, or values that are no numbers.
+            ServerError: the engine made NaN or infinite values.
         """
         latents = inputs["latents"][None]
         shape = LatentShape(*latents.shape[2:]).pixels
@@ -138,4 +142,5 @@ class VaeDecoder:
 
 def _pictures(frames: Any) -> Any:
     """Floats [3, F, H, W] as bytes [F, H, W, 3], where they are: bytes take a quarter of the way to the CPU."""
+    check_made(VAE_DECODER.name, frames)
     return from_unit_range(array_namespace(frames).permute_dims(frames, (1, 2, 3, 0)))
