@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from predict2_client import patience
 from predict2_client.cli import main
 
 PROGRAM = [sys.executable, "-m", "predict2_client.cli"]
@@ -137,6 +138,60 @@ def test_time_limit_ends_the_request(run, server, respond):
     code, _, err = run("text2image", "--timeout", "0.2")
     assert (code, "time limit" in err) == (1, True)
     assert server.ended_early.wait(3)
+
+
+def test_id_of_a_request_is_told_when_it_begins(run, server):
+    _, _, err = run("text2image", "--request-id", "my-request")
+    assert err.splitlines()[0] == "generated_image.jpg: request my-request"
+    assert server.requests[0].id == "my-request"
+    _, _, err = run("text2image")
+    assert f"request {server.requests[1].id}" in err
+
+
+def test_busy_server_is_told_in_one_line_with_how_to_wait(run, server):
+    server.stream = lambda request, context: iter(("Exceeds maximum queue size",))
+    code, _, err = run("text2image")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--retry-for" in err
+
+
+def test_busy_server_is_waited_for_when_asked(run, server, respond, monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    answers = ["Exceeds maximum queue size", respond.result()]
+    server.stream = lambda request, context: iter((answers.pop(0),))
+    code, _, err = run("text2image", "--retry-for", "60")
+    assert code == 0
+    assert "busy" in err.splitlines()[0]
+    assert "trying again in" in err.splitlines()[0]
+
+
+def test_terms_reach_the_server(run, server):
+    run("text2image", "--lease", "12", "--timeout", "90")
+    parameters = server.requests[0].parameters
+    assert parameters["lease_s"].int64_param == 12
+    assert 80e6 < parameters["timeout"].int64_param <= 90e6
+    assert "priority" not in parameters
+
+
+def test_batch_gives_way_to_others_and_waits_for_a_busy_server(
+    run, server, respond, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    answers = ["Exceeds maximum queue size", respond.result(), respond.result()]
+    server.stream = lambda request, context: iter((answers.pop(0),))
+    (tmp_path / "batch.json").write_text('[{"prompt": "a"}, {"prompt": "b"}]')
+    assert run("text2image", "--batch_input_json", "batch.json")[0] == 0
+    assert [r.parameters["priority"].uint64_param for r in server.requests] == [2, 2, 2]
+    first, again, second = (request.id for request in server.requests)
+    assert first == again != second
+
+
+def test_batch_does_not_wait_when_told_so(run, server, tmp_path):
+    server.stream = lambda request, context: iter(("Exceeds maximum queue size",))
+    (tmp_path / "batch.json").write_text('[{"prompt": "a"}, {"prompt": "b"}]')
+    code, out, _ = run("text2image", "--batch_input_json", "batch.json", "--retry_for", "0")
+    assert (code, "not run" in out) == (1, True)
+    assert len(server.requests) == 1
 
 
 def test_quiet_prints_nothing_and_needs_no_stream(run, server):

@@ -185,6 +185,15 @@ def test_servers_flags_are_refused_as_such(task, flag, dashes, value, capsys):
         (["best-of-n", "--parallel", "0"], "1 or more"),
         (["best-of-n", "--batch_input_json", "b.json"], "unrecognized arguments"),
         (["sheet"], "required: clip"),
+        (["fetch"], "required: request_id"),
+        (["cancel"], "required: request_id"),
+        (["text2image", "--retry-for", "-1"], "must be more than 0"),
+        (["text2image", "--retry-for", "inf"], "must be more than 0"),
+        (["text2image", "--lease", "2.5"], "invalid int value"),
+        (
+            ["text2image", "--request-id", "my-request", "--batch_input_json", "b.json"],
+            "a batch file holds several",
+        ),
         ([], "required: COMMAND"),
         (["fly"], "invalid choice"),
     ],
@@ -208,7 +217,15 @@ def test_url_comes_from_the_caller_unless_given():
     assert parse("ready", "--url", "host:1").url == "host:1"
 
 
-@pytest.mark.parametrize("command", [*NEEDED, "demo", "sheet", "ready"])
+def test_server_is_waited_for_only_if_asked():
+    assert parse("text2image").retry_for is None
+    assert parse("text2image", "--retry-for", "0").retry_for == 0
+    assert parse("text2image", "--retry-for=2.5").retry_for == 2.5
+
+
+@pytest.mark.parametrize(
+    "command", [*NEEDED, "demo", "sheet", "ready", "fetch", "cancel", "status"]
+)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(command, "--help")

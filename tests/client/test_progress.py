@@ -30,6 +30,18 @@ def test_lines_are_few_and_name_stage_step_and_time(capsys):
     ]
 
 
+def test_line_says_what_is_left_where_the_server_knows(capsys):
+    with progress.shown("a.mp4", quiet=False) as on_event:
+        on_event(Event("encode_text", 1, 1, 1.0, eta_s=None))
+        on_event(Event("denoise", 30, 36, 30.0, eta_s=6.4))
+        on_event(Event("denoise", 36, 36, 36.0, eta_s=0.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "a.mp4: encode_text 1/1, 1.0 s",
+        "a.mp4: denoise 30/36, 30.0 s, some 6 s left",
+        "a.mp4: denoise 36/36, 36.0 s",
+    ]
+
+
 def test_closed_stderr_does_not_cost_the_result(monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):
@@ -61,6 +73,12 @@ def test_terminal_gets_a_bar_with_stage_and_step(monkeypatch):
         on_event(Event("denoise_video", 3, 36, 1.0))
     assert "[a].mp4: waiting" in seen[0]
     assert re.search(r"\[a\]\.mp4: denoise_video .* 3/36 0:00:0\d left: ", seen[0])
+
+
+def test_bar_shows_the_servers_own_estimate(monkeypatch):
+    with terminal(monkeypatch) as seen, progress.shown("a.mp4", quiet=False) as on_event:
+        on_event(Event("denoise", 3, 36, 1.0, eta_s=3725.0))
+    assert re.search(r"3/36 0:00:0\d left: 1:02:0[45]", seen[0])
 
 
 def test_escape_codes_in_a_label_or_stage_do_not_reach_the_terminal(monkeypatch):

@@ -296,7 +296,7 @@ def test_without_a_server_one_line_says_what_to_do(predict2, command, tmp_path):
     [
         (["--width", "40", "--height", "48"], "width 40 must be a positive multiple of 16"),
         (["--resolution", "720"], "resolution 720 was asked for, but this server runs preset toy"),
-        (["--num_steps", "100", "--timeout", "0.1"], "no result within the time limit"),
+        (["--num_steps", "100", "--timeout", "0.1"], "the request's time limit"),
     ],
 )
 def test_what_the_server_refuses_is_said_in_one_line(predict2, arguments, message, tmp_path):
