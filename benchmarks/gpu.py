@@ -105,6 +105,7 @@ SECTIONS = (
     *(Section(f"time-{name[6:]}", _module(f"benchmarks.kernels.{name}")) for name in KERNELS),
     *(Section(f"time-{name}", _module("benchmarks.engines.bench_stages", name)) for name in STAGES),
     Section("time-denoisers", _module("benchmarks.engines.bench_dit")),
+    Section("time-batching", _module("benchmarks.engines.bench_batching")),
     Section("level-fp8", _module("benchmarks.engines.bench_levels")),
     *(
         Section(f"time-{of.name}-{k}", _module("benchmarks.engines.bench_workloads", of.name, k))
