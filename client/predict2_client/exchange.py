@@ -9,9 +9,10 @@ the server is asked for the result by the id. The lease is also why leaving earl
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from tritonclient.grpc import service_pb2
@@ -39,6 +40,7 @@ from .patience import Patience, pause_s
 from .transport import STREAM, Call, CallFailedError, Transport
 from .wire import Judgement, Result
 
+T = TypeVar("T")
 OnEvent = Callable[[Event], None]
 OnRetry = Callable[[Predict2Error, float], None]
 
@@ -76,11 +78,6 @@ class Terms:
             )
         if not 0 <= self.retry_for_s < math.inf:
             raise InvalidRequestError(f"retry_for_s {self.retry_for_s} must be 0 or more")
-
-    @property
-    def ask_s(self) -> float:
-        """How long an answer about a running request may take, so that its lease is renewed in time."""
-        return min(_ASK_S, self.lease_s / 2)
 
 
 @dataclass(frozen=True)
@@ -152,30 +149,38 @@ class Exchange:
         check_request_id(request_id)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         job = _Job(request_id, message, on_event, deadline, more=more)
-        patience = Patience(self._terms.retry_for_s)
         self._running.add(request_id)
         try:
-            ended: Ended | None = None
-            while True:
-                answer = await self._attempt(job, again=ended is not None)
-                if isinstance(answer, Result):
-                    return answer
-                ended = answer
-                pause = patience.next_pause_s(ended.trouble, safe=self._tracks)
-                if pause is None or time.monotonic() + pause >= deadline:
-                    raise ended.error
-                if self._terms.on_retry:
-                    self._terms.on_retry(ended.error, pause)
-                await self._transport.sleep(pause)
+            return await self._persist(partial(self._attempt, job), deadline)
         finally:
             self._running.discard(request_id)
 
     async def judge(self, message: Any, timeout_s: float | None) -> Judgement:
         """Ask the critic, which is not followed: asking again costs little."""
-        try:
-            return wire.read_judgement(await self._once("ModelInfer", message, timeout_s))
-        except CallFailedError as error:
-            raise (await self._ended(error)).error from None
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+        async def attempt(again: bool) -> Judgement | Ended:
+            left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            try:
+                return wire.read_judgement(await self._once("ModelInfer", message, left_s))
+            except CallFailedError as error:
+                return await self._ended(error)
+
+        return await self._persist(attempt, deadline)
+
+    async def _persist(self, attempt: Callable[[bool], Awaitable[T | Ended]], deadline: float) -> T:
+        """What `attempt` comes to, tried again where that is safe; it is told whether it is another one."""
+        patience = Patience(self._terms.retry_for_s)
+        again = False
+        while isinstance(answer := await attempt(again), Ended):
+            again = True
+            pause = patience.next_pause_s(answer.trouble, safe=self._tracks)
+            if pause is None or time.monotonic() + pause >= deadline:
+                raise answer.error
+            if self._terms.on_retry:
+                self._terms.on_retry(answer.error, pause)
+            await self._transport.sleep(pause)
+        return answer
 
     async def fetch(
         self, request_id: str, on_event: OnEvent | None, timeout_s: float | None
@@ -204,7 +209,7 @@ class Exchange:
         except CallFailedError as error:
             raise (await self._ended(error)).error from None
 
-    async def _attempt(self, job: _Job, *, again: bool) -> Result | Ended:
+    async def _attempt(self, job: _Job, again: bool) -> Result | Ended:
         """One sending of a request, and what comes of it."""
         try:
             self._tracks = self._tracks or await self._does_track(job.request_id)
@@ -304,7 +309,7 @@ class Exchange:
     async def _find(self, request_id: str) -> Result | Failure | RequestState | Ended | None:
         """What has become of a request: its state while it runs, None where it is unknown; Ended: no answer."""
         try:
-            state, _ = await self._ask(request_id, "renew", self._terms.ask_s)
+            state, _ = await self._ask(request_id, "renew", min(_ASK_S, self._terms.lease_s / 2))
             if state.state == "running":
                 return state
             if state.state == "done" and not state.failure:
@@ -330,15 +335,16 @@ class Exchange:
     @contextlib.asynccontextmanager
     async def _renewing(self, request_id: str, call: Call) -> AsyncIterator[None]:
         """Renew the request's lease beside the block; end the call once no answer came for as long as the lease."""
-        heard, silent = time.monotonic(), False
+        heard, begun, silent = time.monotonic(), False, False
 
         async def renew() -> None:
-            nonlocal heard, silent
+            nonlocal heard, begun, silent
             try:
-                await self._ask(request_id, "renew", self._terms.ask_s)
-                heard = time.monotonic()
+                state, _ = await self._ask(request_id, "renew", self._terms.lease_s / 2)
+                heard, begun = time.monotonic(), begun or state.state == "running"
             except (CallFailedError, Predict2Error):
-                if time.monotonic() - heard > self._terms.lease_s:
+                # Before it began, a large input on a slow line may be what keeps the answers back.
+                if begun and time.monotonic() - heard > self._terms.lease_s:
                     silent = True
                     call.cancel()
 

@@ -314,19 +314,56 @@ def test_silent_server_is_not_waited_for_longer_than_the_lease(do, server, respo
     """As a host behind a broken line, which says nothing at all."""
     over = threading.Event()
 
-    def silent(*_):
-        if server.requests:
+    def tracking(request_id, action):
+        if action == "look":
+            return respond.state(UNKNOWN)
+        if len(server.asked) > 2:  # it was said once that it runs
             over.wait(20)
-        return respond.state(UNKNOWN)
+        return respond.state(RUNNING)
 
-    server.tracking = silent
-    server.unary = lambda request, context: over.wait(20) or respond.result()
-    server.stream = lambda request, context: iter((silent() and respond.result(),))
+    def unary(request, context):
+        over.wait(20)
+        return respond.result()
+
+    server.tracking, server.unary = tracking, unary
+    server.stream = lambda request, context: iter((unary(request, context),))
     try:
         with pytest.raises(ServerUnavailableError, match="predict2 fetch"):
             do("generate", REQUEST, on_event, terms={"lease_s": 2})
     finally:
         over.set()
+
+
+def test_upload_over_a_slow_line_is_not_taken_for_a_silent_server(do, server, respond):
+    """While a large input is on its way, answers about leases may be held up behind it."""
+
+    def tracking(request_id, action):
+        if action != "look":
+            server.ended_early.wait(1.5)
+        return respond.state(UNKNOWN)
+
+    def unary(request, context):
+        time.sleep(4.5)
+        return respond.result()
+
+    server.tracking, server.unary = tracking, unary
+    assert do("generate", REQUEST, terms={"lease_s": 2}).media == b"picture"
+    assert len(server.requests) == 1
+
+
+def test_critic_is_asked_again_where_it_was_never_asked(do, server, respond):
+    answers = [CLOSED, "failed to connect to all addresses"]
+
+    def critic(request, context):
+        if answers:
+            context.abort(grpc.StatusCode.UNAVAILABLE, answers.pop())
+        return respond.judgement()
+
+    server.critic = critic
+    with pytest.raises(ServerUnavailableError):
+        do("judge", b"mp4")
+    answers.append("failed to connect to all addresses")
+    assert do("judge", b"mp4", terms={"retry_for_s": 60.0}).score == 1.0
 
 
 @MODES
