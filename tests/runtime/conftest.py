@@ -34,6 +34,7 @@ class Request:
         self.inputs = lambda: tensors
         self.is_cancelled = lambda: cancelled
         self.request_id = lambda: request_id
+        self.trace = lambda: None  # as where Triton traces nothing
         self.timeout = lambda: timeout_us
         self.parameters = lambda: parameters
         self.get_response_sender = lambda: SimpleNamespace(
