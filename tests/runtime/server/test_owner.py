@@ -49,6 +49,13 @@ def test_limits_and_time_are_the_owners(repository):
     )
 
 
+def test_how_models_start_and_write_their_log_is_the_owners(repository):
+    flags = ["--no-warm-up", "--log-format", "json", "--log-level", "debug"]
+    assert policy(TOY, repository, *flags) == Policy(
+        warm_up=False, log_format="json", log_level="debug"
+    )
+
+
 def test_where_and_how_long_results_are_kept_is_the_owners(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--state", "kept", "--kept-bytes", "64MiB", "--kept-seconds", 90]
