@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from predict2_export.commands import traffic
 from predict2_export.gpus import GPUS, find_gpu
 from predict2_export.plan import Plan, Work, make_plan
 from predict2_spec.presets import PRESETS, TASKS, find_preset
@@ -44,11 +45,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON, in bytes, FLOPs and seconds"
     )
+    traffic.add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan."""
+    if args.traffic:
+        traffic.run(args)
+        return
     preset = find_preset(args.preset)
     plan = make_plan(
         preset,

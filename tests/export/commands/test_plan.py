@@ -85,3 +85,32 @@ def test_planning_loads_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_traffic_is_planned_from_floors_and_says_so(capsys, tmp_path):
+    drawn = tmp_path / "wait.svg"
+    words = ["2b-720p-16fps", "--traffic", "video2world=30", "--price", "4", "--plot", str(drawn)]
+    text = planned(capsys, *words)
+    assert "from floors, nothing is measured" in text
+    assert row(text, "video2world", "30")[3:] == ["floor", "of", "H200,", "no", "measurement"]
+    chosen = next(line.split() for line in text.splitlines() if line.strip().endswith("<"))
+    assert float(chosen[-2]) == 4 * int(chosen[0])
+    assert drawn.read_text().startswith("<svg")
+
+
+def test_a_traffic_is_planned_from_results(capsys, tmp_path):
+    results = tmp_path / "h200.jsonl"
+    line = {"workload": "2b-720p-16fps-video2world", "whole_s": 200.0, "ours": True, "level": "exact",
+            "date": "2026-01-02", "machine": {"gpu": "NVIDIA H200"}}  # fmt: skip
+    results.write_text(json.dumps(line) + "\n")
+    words = ["2b-720p-16fps", "--traffic", "video2world=36", "--results", str(results), "--json"]
+    found = json.loads(planned(capsys, *words))
+    assert found["basis"] == "from measured seconds"
+    assert found["busy_gpus"] == 2.0
+    assert found["chosen"]["gpus"] > 2
+
+
+def test_results_that_are_none_are_refused(capsys, tmp_path):
+    words = ["plan", "2b-720p-16fps", "--traffic", "video2world=36", "--results"]
+    assert main([*words, str(tmp_path / "none")]) == 1
+    assert "none can't be read" in capsys.readouterr().err
