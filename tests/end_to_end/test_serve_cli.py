@@ -2,6 +2,7 @@
 """`predict2-serve` as a process: how it starts, how it ends, and what it leaves behind."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -73,9 +74,10 @@ def wait_until_running(serve, threads, **fields):
             [stats] = triton.get_inference_statistics("text2image_denoiser").model_stats
             return stats.inference_count
 
+    before = steps()
     running = threads.submit(generate, serve.url, **fields)
     deadline = time.monotonic() + 60
-    while steps() < 3:
+    while steps() < before + 3:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return running
@@ -271,7 +273,8 @@ def test_a_model_that_cannot_start_ends_the_server(start_server, slim_repository
     assert serve.process.wait(120) == 1
     assert "a model that cannot start" in serve.text()
     last = serve.text().splitlines()[-1]
-    assert last.startswith("predict2-serve: tritonserver ended with code 1 while starting")
+    # Triton 2.51 mostly says 1; now and then it aborts, when other models were just being loaded.
+    assert re.match(r"predict2-serve: tritonserver ended with code (1|-6) while starting", last)
     assert traces.left() == NOTHING
 
 
