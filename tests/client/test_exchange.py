@@ -472,6 +472,22 @@ def test_closing_an_async_client_cancels_what_runs(server, works, on_event):
     assert ("my-request", "cancel") in server.asked
 
 
+def test_closed_client_says_that_it_is(server):
+    client = Client(server.url)
+    client.close()
+    with pytest.raises(RequestCancelledError, match="client closed"):
+        client.generate(REQUEST)
+
+    async def run():
+        async with AsyncClient(server.url) as client:
+            await client.close()
+            with pytest.raises(RequestCancelledError, match="client closed"):
+                await client.generate(REQUEST)
+
+    asyncio.run(run())
+    assert server.requests == []
+
+
 @MODES
 def test_cancelled_task_cancels_on_the_server(server, works, on_event):
     async def run():
