@@ -14,7 +14,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from predict2_export.shared_memory import shared_memory_bytes
+from predict2_spec.presets import find_preset
+
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
+OBSERVABILITY = ROOT.parent / "observability"
 OVERLAYS = sorted(path.name for path in (ROOT / "overlays").iterdir())
 RELEASES = ("1.33", "1.35", "1.37")
 MINUTES = 60
@@ -278,9 +282,30 @@ def test_shared_memory_is_memory_and_counted(overlay):
     (shm,) = [v for v in pod["volumes"] if v["name"] == "shm"]
     assert shm["emptyDir"]["medium"] == "Memory"
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
-    assert gibibytes(shm["emptyDir"]["sizeLimit"]) < gibibytes(
-        container["resources"]["limits"]["memory"]
-    )
+    room = gibibytes(shm["emptyDir"]["sizeLimit"])
+    assert room < gibibytes(container["resources"]["limits"]["memory"]) / 2
+    planned = shared_memory_bytes(find_preset(preset(overlay)), installed_instances())
+    assert planned <= room * 2**30
+
+
+def preset(overlay):
+    """What its jobs fetch and build; the toy has none."""
+    found = {
+        v["value"]
+        for _, c in containers(overlay)
+        for v in c.get("env", [])
+        if v["name"] == "PREDICT2_PRESET"
+    }
+    (name,) = found or {"toy"}
+    return name
+
+
+def installed_instances():
+    """Processes of each model, as configurations say that get installed."""
+    return {
+        path.parent.name: int(re.search(r"instance_group \[ \{ count: (\d+)", path.read_text())[1])
+        for path in (ROOT.parents[1] / "model_repository").glob("*/config.pbtxt")
+    }
 
 
 def gibibytes(text):
@@ -304,3 +329,35 @@ def test_servers_are_added_for_requests_that_wait(overlay):
     assert "nv_inference_pending_request_count" in trigger["metadata"]["query"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == "predict2"
     assert scaled["spec"]["minReplicaCount"] >= 1
+    assert f'{{namespace="{scaled["metadata"]["namespace"]}", ' in trigger["metadata"]["query"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_scraped_is_a_port_of_a_service_by_the_job_that_alerts_know(overlay):
+    (monitor,) = of_kind(overlay, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (service,) = [
+        s for s in of_kind(overlay, "Service") if wanted <= s["metadata"].get("labels", {}).items()
+    ]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    job = {"targetLabel": "job", "replacement": "predict2"}
+    assert job in endpoint["relabelings"]
+    (rules,) = of_kind(overlay, "PrometheusRule")
+    assert 'up{job="predict2"}' in json.dumps(rules).replace("\\", "")
+
+
+def test_the_cluster_gets_the_rules_that_are_tested():
+    made = subprocess.run(
+        ["sh", OBSERVABILITY / "make_rule.sh"], capture_output=True, text=True, check=True
+    ).stdout
+    file = OBSERVABILITY / "prometheusrule.yaml"
+    assert file.read_text() == made, f"run {OBSERVABILITY}/make_rule.sh >{file}"
+    tested = yaml.safe_load((OBSERVABILITY / "alerts.yaml").read_text())
+    assert yaml.safe_load(made)["spec"]["groups"] == tested["groups"]
+
+
+def test_the_cluster_gets_the_dashboard_that_is_tested():
+    (found,) = [c for c in of_kind("toy", "ConfigMap") if "dashboard.json" in c["data"]]
+    assert found["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert found["data"]["dashboard.json"] == (OBSERVABILITY / "dashboard.json").read_text()
