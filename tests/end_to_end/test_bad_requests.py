@@ -14,8 +14,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from predict2_client import Client, InvalidRequestError
-from predict2_spec.presets import TOY
 from predict2_spec.limits import LIMITS
+from predict2_spec.presets import TOY
 from predict2_spec.requests import Text2ImageRequest
 
 MOST = TOY.max_pixels("text2image")
