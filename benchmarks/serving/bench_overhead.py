@@ -17,7 +17,7 @@ from tritonclient.utils import np_to_triton_dtype
 from benchmarks.headline import NUM_STEPS, WORKLOADS, Workload
 from benchmarks.results import ROOT, record
 from predict2_runtime.repository import read_preset
-from predict2_spec.presets import Preset, Task
+from predict2_spec.presets import Preset, Task, find_preset
 from predict2_spec.video import VideoShape
 
 from . import servers
@@ -27,12 +27,8 @@ from .traffic import Cost, calls, fit, step_bytes
 
 COMMAND = "make bench"
 VIEW = ROOT / "build" / "bench" / "round_trip"
-# Clips whose solver steps are sent to a stage that does nothing, and how often.
-_TRIPS = (
-    (VideoShape(13, 48, 80), 200),
-    (VideoShape(93, 432, 768), 36),
-    (VideoShape(93, 704, 1280), 36),
-)
+# Presets whose solver steps are sent to a stage that does nothing, and how often.
+_TRIPS = {"toy": 200, "2b-480p-16fps": 36, "2b-720p-16fps": 36}
 
 
 def infer(client: InferenceServerClient, model: str, inputs: dict[str, np.ndarray]) -> InferResult:
@@ -100,19 +96,20 @@ def measure_task(
 
 def measure_trips(repository: Path) -> dict[int, dict[str, object]]:
     """Seconds of one call through Triton with a solver step's tensors, by their bytes."""
-    preset, found = read_preset(repository), {}
+    found = {}
     view = servers.round_trip(repository, VIEW)
     with servers.running(view) as server, InferenceServerClient(server.grpc) as client:
-        for shape, count in _TRIPS:
-            text = preset if shape.frames == preset.num_frames else WORKLOADS[1].preset
-            sizes = [shape.frames, shape.height, shape.width, count]
-            sizes += [text.text_encoder.num_tokens, text.text_encoder.width]
+        for name, count in _TRIPS.items():
+            preset = find_preset(name)
+            width, height = preset.size("video2world", "16:9")
+            shape, text = VideoShape(preset.num_frames, height, width), preset.text_encoder
+            sizes = [shape.frames, height, width, count, text.num_tokens, text.width]
             for _ in range(2):  # the first grows the regions of shared memory
                 result = infer(client, "caller", {"sizes": np.array(sizes, np.int64)})
             seconds = result.as_numpy("seconds")
-            found[step_bytes(text, shape, "video2world")] = {
+            found[step_bytes(preset, shape, "video2world")] = {
                 "n": count,
-                "trip": f"{shape.frames} frames of {shape.width} x {shape.height}",
+                "trip": f"{shape.frames} frames of {width} x {height}",
                 "trip_s": round(float(np.median(seconds)), 6),
                 "trip_min_s": round(float(seconds.min()), 6),
             }

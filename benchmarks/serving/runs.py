@@ -68,14 +68,14 @@ _STAGES = (
     *_sweep("text2image_denoiser", 100, 1, 4),
     *_sweep("video2world_denoiser", 100, 1, 4),
     *_sweep("guardrail_text", 100, 1, 4),
-    *_sweep("guardrail_video", 40, 1, 4),
+    *_sweep("guardrail_video", 20, 1, 4),
     *_sweep("reasoner", 100, 1, 4),
     *_sweep("prompt_refiner", 100, 1, 4),
     *_sweep("critic", 40, 1, 4),
 )
 # For these perf_analyzer wants models without optional inputs: see repositories.stages_only.
 _SHARED = tuple(
-    Run(stage.name, 1, 40 if stage in (tensors.VAE_DECODER, tensors.GUARDRAIL_VIDEO) else 100, shared_memory=True)
+    Run(stage.name, 1, 20 if stage in (tensors.VAE_DECODER, tensors.GUARDRAIL_VIDEO) else 100, shared_memory=True)
     for stage in tensors.STAGES
 )  # fmt: skip
 
