@@ -11,24 +11,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 
 from predict2_spec.networks import LATENT_CHANNELS
 
 # Fuzzed inputs: a thousand of each kind, the same every time, or as many as the environment says and always others.
 # No deadline, for the machine may be busy; no database, for a failure prints what repeats it.
-_EXAMPLES = os.environ.get("PREDICT2_FUZZ_EXAMPLES")
-settings.register_profile(
-    "fuzz",
-    max_examples=int(_EXAMPLES or 1000),
-    derandomize=not _EXAMPLES,
-    deadline=None,
-    database=None,
-    print_blob=True,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=tuple(HealthCheck),
-)
-settings.load_profile("fuzz")
+with suppress(ModuleNotFoundError):  # which `make gpu` doesn't ask for
+    from hypothesis import HealthCheck, Phase, settings
+
+    _EXAMPLES = os.environ.get("PREDICT2_FUZZ_EXAMPLES")
+    settings.register_profile(
+        "fuzz",
+        max_examples=int(_EXAMPLES or 1000),
+        derandomize=not _EXAMPLES,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        suppress_health_check=tuple(HealthCheck),
+    )
+    settings.load_profile("fuzz")
 
 
 def _diffusers_dit(spec):

@@ -22,8 +22,8 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 """
 ABSENT = {
-    "PIL", "av", "diffusers", "huggingface_hub", "modelopt", "onnx", "onnxruntime", "onnxscript", "peft", "pytriton",
-    "rich", "safetensors", "tensorrt", "tensorrt_rtx", "tokenizers", "transformers", "tritonclient",
+    "PIL", "av", "diffusers", "huggingface_hub", "hypothesis", "modelopt", "onnx", "onnxruntime", "onnxscript", "peft",
+    "pytriton", "rich", "safetensors", "tensorrt", "tensorrt_rtx", "tokenizers", "transformers", "tritonclient",
 }  # fmt: skip
 COMMANDS = [command for section in SECTIONS for command in section.commands]
 
@@ -57,6 +57,7 @@ def test_every_benchmark_can_be_imported(python):
 def test_every_test_can_be_collected(python):
     paths = {part for command in COMMANDS for part in command if part.startswith("tests/")}
     wanted = ["-m", "pytest", "-q", "--collect-only", "-m", "gpu and not tensorrt"]
+    wanted += ["-p", "no:hypothesispytest"]  # which comes and goes with hypothesis
     assert python(*wanted, *sorted(paths)) == ""
 
 
