@@ -2,6 +2,7 @@
 """The client for asyncio programs: `Client` with coroutines, and where tasks may share it."""
 
 from collections.abc import Coroutine
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,7 @@ from predict2_spec.requests import Request, Video2WorldRequest
 from predict2_spec.tracking import RequestState
 
 from . import wire
+from .access import make_access
 from .address import DEFAULT_URL, check_url
 from .exchange import DEFAULT_LEASE_S, Exchange, OnEvent, OnRetry, Terms
 from .tasks import TaskCalls
@@ -33,14 +35,18 @@ class AsyncClient(TaskCalls[Coroutine[Any, Any, Result]]):
         retry_for_s: float = 0.0,
         priority: int = 0,
         on_retry: OnRetry | None = None,
+        tls: bool = False,
+        ca_file: str | Path | None = None,
+        token: str = "",
     ) -> None:
         self.url = check_url(url)
         self._terms = Terms(lease_s, retry_for_s, priority, on_retry)
+        self._access = make_access(url, tls, ca_file, token)
         self._opened: Exchange | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         # A connection belongs to the loop it is made on.
-        self._opened = Exchange(self.url, AsyncioTransport(self.url), self._terms)
+        self._opened = Exchange(self.url, AsyncioTransport(self.url, self._access), self._terms)
         return self
 
     async def __aexit__(

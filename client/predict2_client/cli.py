@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.get("PREDICT2_URL") or DEFAULT_URL,
         os.environ.get("PREDICT2_METRICS_URL", ""),
     )
+    args.token = os.environ.get(
+        "PREDICT2_TOKEN", ""
+    )  # an argument would show in the list of processes
     try:
         return commands.run(args, _say)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client for plain programs; `AsyncClient` is its twin for asyncio."""
 
+from pathlib import Path
 from types import TracebackType
 
 from predict2_spec.critic import NUM_TRIALS, Judged
@@ -8,6 +9,7 @@ from predict2_spec.requests import Request, Video2WorldRequest
 from predict2_spec.tracking import RequestState
 
 from . import wire
+from .access import make_access
 from .address import DEFAULT_URL, check_url
 from .exchange import DEFAULT_LEASE_S, Exchange, OnEvent, OnRetry, Terms
 from .tasks import TaskCalls
@@ -26,9 +28,12 @@ class Client(TaskCalls[Result]):
         retry_for_s: how long to try again where the server is busy or away; 0: not at all.
         priority: 2 for work that can wait until no other does; 0: the server's default.
         on_retry: told why a request is sent again, and after how many seconds.
+        tls: encrypt, and check that the server is who it says.
+        ca_file: PEM of the authorities to trust in the place of the public ones; it means `tls`.
+        token: says who this caller is to a proxy before the server; only with TLS, or on this machine.
 
     Raises:
-        InvalidRequestError: `url` isn't host:port, or a value is outside its limits.
+        InvalidRequestError: `url` isn't host:port, a value is outside its limits, or the token can't be sent so.
     """
 
     def __init__(
@@ -39,10 +44,14 @@ class Client(TaskCalls[Result]):
         retry_for_s: float = 0.0,
         priority: int = 0,
         on_retry: OnRetry | None = None,
+        tls: bool = False,
+        ca_file: str | Path | None = None,
+        token: str = "",
     ) -> None:
         terms = Terms(lease_s, retry_for_s, priority, on_retry)
         self.url = check_url(url)
-        self._exchange = Exchange(url, BlockingTransport(url), terms)
+        access = make_access(url, tls, ca_file, token)
+        self._exchange = Exchange(url, BlockingTransport(url, access), terms)
 
     def __enter__(self) -> "Client":
         return self
@@ -60,7 +69,11 @@ class Client(TaskCalls[Result]):
         run_blocking(self._exchange.close())
 
     def is_ready(self) -> bool:
-        """Whether a server answers and has loaded all its models."""
+        """Whether a server answers and has loaded all its models.
+
+        Raises:
+            InvalidRequestError: the proxy before it knows no such token.
+        """
         return run_blocking(self._exchange.is_ready())
 
     def wait_until_ready(self, timeout_s: float = 300.0) -> None:

@@ -15,6 +15,7 @@ from predict2_spec.requests import Request, Text2ImageRequest, Text2WorldRequest
 from predict2_spec.results import Event
 
 from . import batch, best_of_n, doctor, flags, following, media, outputs, progress, report
+from .access import make_access
 from .client import Client
 from .exchange import OnEvent
 from .settings import make_request
@@ -122,7 +123,7 @@ def run_sheet(args: argparse.Namespace, say: Say) -> int:
 def run_doctor(args: argparse.Namespace, say: Say) -> int:
     """What this machine and the server have and lack; 1 if anything failed."""
     failed = False
-    for finding in doctor.examine(args.url, args.repository):
+    for finding in doctor.examine(args.url, args.repository, make_access(**flags.connection(args))):
         say(str(finding))
         failed |= finding.status == "failed"
     return int(failed)
@@ -130,7 +131,7 @@ def run_doctor(args: argparse.Namespace, say: Say) -> int:
 
 def run_ready(args: argparse.Namespace, say: Say) -> int:
     """Wait for the server."""
-    with Client(args.url) as client:
+    with Client(**flags.connection(args)) as client:
         client.wait_until_ready(args.timeout)
     say(f"{args.url} is ready")
     return 0
@@ -167,7 +168,7 @@ def _client(args: argparse.Namespace, retry_for_s: float = 0.0, priority: int = 
         note(f"{in_words(error)}; trying again in {pause_s:.0f} s")
 
     return Client(
-        args.url,
+        **flags.connection(args),
         lease_s=args.lease,
         retry_for_s=retry_for_s if args.retry_for is None else args.retry_for,
         priority=priority,

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from predict2_spec.tensors import MODELS
+
+from .access import OPEN, Access
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -50,19 +52,20 @@ class Finding:
         return f"{self.status:8}{self.what}: {self.said}"
 
 
-def examine(url: str, repository: Path | None) -> Iterator[Finding]:
+def examine(url: str, repository: Path | None, access: Access = OPEN) -> Iterator[Finding]:
     """All checks, one after the other.
 
     Args:
         url: host:port of a server's gRPC.
         repository: a folder that is to be served; with one, no server need be there yet.
+        access: how to get in.
     """
     yield python()
     yield from packages()
     yield from codecs()
     yield shared_memory()
     yield gpu()
-    yield from server(url, expected=repository is None)
+    yield from server(url, access, expected=repository is None)
     yield ports()
     if repository is not None:
         yield from served(repository)
@@ -161,16 +164,20 @@ def gpu() -> Finding:
     return Finding("ok", "GPU", said)
 
 
-def server(url: str, *, expected: bool) -> Iterator[Finding]:
+def server(url: str, access: Access = OPEN, *, expected: bool) -> Iterator[Finding]:
     """Whether a server answers, what it is, and which models are ready."""
     import tritonclient.grpc
     from tritonclient.utils import InferenceServerException
 
     try:
-        with tritonclient.grpc.InferenceServerClient(url) as triton:
-            about = triton.get_server_metadata(client_timeout=_TIMEOUT_S)
-            ready = triton.is_server_ready(client_timeout=_TIMEOUT_S)
-            models = [name for name in MODELS if triton.is_model_ready(name, client_timeout=_TIMEOUT_S)]  # fmt: skip
+        with tritonclient.grpc.InferenceServerClient(url, creds=access.credentials()) as triton:
+            terms: dict[str, Any] = {
+                "client_timeout": _TIMEOUT_S,
+                "headers": dict(access.headers("")),
+            }
+            about = triton.get_server_metadata(**terms)
+            ready = triton.is_server_ready(**terms)
+            models = [name for name in MODELS if triton.is_model_ready(name, **terms)]
     except (InferenceServerException, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         yield Finding("failed" if expected else "warning", "server", f"none answers at {url} ({reason}); start predict2-serve, or name another with --url")  # fmt: skip

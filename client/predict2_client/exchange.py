@@ -108,10 +108,12 @@ class Exchange:
         await self._transport.close()
 
     async def is_ready(self) -> bool:
-        """Whether a server answers and has loaded all its models."""
+        """Whether a server answers and has loaded all its models; InvalidRequestError: it doesn't let us in."""
         try:
             answer = await self._once("ServerReady", service_pb2.ServerReadyRequest(), _PROBE_S)
-        except CallFailedError:
+        except CallFailedError as error:
+            if error.status == "UNAUTHENTICATED":
+                raise failures.error_from(error.status, error.details, self.url) from None
             return False
         return bool(answer.ready)
 

@@ -107,6 +107,8 @@ def error_from(code: str, details: str, url: str, *, answered: bool = False) -> 
     if code == "INVALID_ARGUMENT":
         refused = BlockedError if text.startswith(BLOCKED_PREFIX) else InvalidRequestError
         return refused(text)
+    if code == "UNAUTHENTICATED":
+        return InvalidRequestError(f"the server at {url} doesn't let this caller in: {text}")
     known = error_from_words(text)
     if isinstance(known, BusyError):
         return BusyError(f"{known} (server at {url}), or let the client do so: --retry-for S")

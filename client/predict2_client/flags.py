@@ -105,6 +105,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in setting_names(args.task)}
 
 
+def connection(args: argparse.Namespace) -> dict[str, Any]:
+    """What a Client needs to reach the server that the flags name."""
+    return {"url": args.url, "tls": args.tls, "ca_file": args.ca_file, "token": args.token}
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -137,7 +142,8 @@ def _parser(default_url: str, default_metrics_url: str) -> argparse.ArgumentPars
     parser = _Parser(
         prog="predict2",
         description="Make pictures and clips on a Cosmos-Predict2 server.",
-        epilog="Flags take underscores or dashes. The server's address may stand in PREDICT2_URL.",
+        epilog="Flags take underscores or dashes. The server's address may stand in PREDICT2_URL, "
+        "this caller's token in PREDICT2_TOKEN.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -204,6 +210,10 @@ def _add_following(
 
 def _add_url_flag(parser: argparse._ActionsContainer, default_url: str) -> None:
     parser.add_argument("--url", default=default_url, help="host:port of its gRPC (%(default)s)")
+    parser.add_argument("--tls", action="store_true", help="encrypt, and check its certificate")
+    parser.add_argument(
+        "--ca_file", help="PEM of the authorities to trust in the place of the public ones; means --tls"
+    )  # fmt: skip
 
 
 def _add_request_flags(parser: argparse.ArgumentParser, task: Task) -> None:

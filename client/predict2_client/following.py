@@ -8,6 +8,7 @@ from predict2_spec.tracking import RequestState
 
 from . import metrics, outputs, progress
 from .client import Client
+from .flags import connection
 from .terminal import note, print_table
 
 Say = Callable[[str], None]
@@ -19,7 +20,10 @@ def run_fetch(args: argparse.Namespace, say: Say) -> int:
     """The result of a request as a file."""
     request_id = args.request_id
     try:
-        with Client(args.url) as client, progress.shown(request_id, args.quiet) as on_event:
+        with (
+            Client(**connection(args)) as client,
+            progress.shown(request_id, args.quiet) as on_event,
+        ):
             result = client.fetch(request_id, on_event, args.timeout)
     except KeyboardInterrupt:
         note(f"request {request_id} wasn't cancelled; `predict2 cancel {request_id}` does that")
@@ -34,7 +38,7 @@ def run_fetch(args: argparse.Namespace, say: Say) -> int:
 
 def run_cancel(args: argparse.Namespace, say: Say) -> int:
     """Stop a request; code 1 where the server knows none of this id."""
-    with Client(args.url) as client:
+    with Client(**connection(args)) as client:
         state = client.cancel(args.request_id)
     words = {
         "unknown": "isn't known; should it begin within the hour, it stops at once",
@@ -48,7 +52,7 @@ def run_cancel(args: argparse.Namespace, say: Say) -> int:
 
 def run_status(args: argparse.Namespace, say: Say) -> int:
     """How far a request is, or what the server is at; code 1 where it is unknown or not ready."""
-    with Client(args.url) as client:
+    with Client(**connection(args)) as client:
         if args.request_id:
             state = client.look(args.request_id)
             say(f"request {args.request_id}: {_in_words(state, args.request_id)}")

@@ -16,11 +16,13 @@ from typing import Any, Protocol, TypeVar
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2_grpc
 
+from .access import OPEN, Access, is_local
+
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, None]]
+Headers = tuple[tuple[str, str], ...]
 
 STREAM = "ModelStreamInfer"  # the one method of those used that answers more than once
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 _CHANNEL = (
     ("grpc.max_send_message_length", -1),  # no limit: requests and results hold whole files
     ("grpc.max_receive_message_length", -1),
@@ -88,8 +90,12 @@ def run_blocking(work: Coroutine[Any, Any, T]) -> T:
 
 def _options(url: str) -> list[tuple[str, int]]:
     # A machine's http_proxy is not for what runs on the machine itself.
-    own = [("grpc.enable_http_proxy", 0)] if url.startswith(_LOOPBACK) else []
+    own = [("grpc.enable_http_proxy", 0)] if is_local(url) else []
     return [*_CHANNEL, *own]
+
+
+def _headers(access: Access, message: Any) -> Headers:
+    return access.headers(getattr(message, "id", ""))  # not all messages are about a request
 
 
 def _failed(error: Any) -> CallFailedError:
@@ -111,15 +117,21 @@ def _unwrapped(response: Any) -> Any:
 class _BlockingCall:
     """A call whose responses a thread of its own reads, so that Ctrl-C interrupts the waiting and nothing else."""
 
-    def __init__(self, stub: Any, method: str, message: Any, timeout_s: float | None) -> None:
+    def __init__(
+        self, stub: Any, method: str, message: Any, timeout_s: float | None, headers: Headers
+    ) -> None:
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call: Any = None
         try:
             if method == STREAM:
-                self._call = getattr(stub, method)(iter((message,)), timeout=timeout_s)
+                self._call = getattr(stub, method)(
+                    iter((message,)), timeout=timeout_s, metadata=headers
+                )
                 threading.Thread(target=self._read_stream, daemon=True).start()
             else:
-                self._call = getattr(stub, method).future(message, timeout=timeout_s)
+                self._call = getattr(stub, method).future(
+                    message, timeout=timeout_s, metadata=headers
+                )
                 self._call.add_done_callback(self._read_answer)
         except ValueError:  # of a closed channel
             self._answers.put(_CLOSED)
@@ -185,15 +197,23 @@ def _next(answer: Any) -> Any:
 class BlockingTransport:
     """A connection for threads."""
 
-    def __init__(self, url: str) -> None:
-        self._channel = grpc.insecure_channel(url, options=_options(url))
+    def __init__(self, url: str, access: Access = OPEN) -> None:
+        self._access = access
+        credentials, options = access.credentials(), _options(url)
+        self._channel = (
+            grpc.secure_channel(url, credentials, options=options)
+            if credentials
+            else grpc.insecure_channel(url, options=options)
+        )
         # tritonclient's own stream calls back from a thread of its own, and says nothing when a
         # stream ends without a result; on its generated stub, one loop sees everything.
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def open(self, method: str, message: Any, timeout_s: float | None) -> Call:
         """Begin a call."""
-        return _BlockingCall(self._stub, method, message, timeout_s)
+        return _BlockingCall(
+            self._stub, method, message, timeout_s, _headers(self._access, message)
+        )
 
     async def sleep(self, seconds: float) -> None:
         """Wait, and block."""
@@ -222,14 +242,18 @@ class BlockingTransport:
 class _AsyncioCall:
     """A call whose responses a task of its own reads, so that cancelling the waiting task cancels nothing else."""
 
-    def __init__(self, stub: Any, method: str, message: Any, timeout_s: float | None) -> None:
+    def __init__(
+        self, stub: Any, method: str, message: Any, timeout_s: float | None, headers: Headers
+    ) -> None:
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self._call: Any = None
         try:
             if method == STREAM:
-                self._call = getattr(stub, method)(iter((message,)), timeout=timeout_s)
+                self._call = getattr(stub, method)(
+                    iter((message,)), timeout=timeout_s, metadata=headers
+                )
             else:
-                self._call = getattr(stub, method)(message, timeout=timeout_s)
+                self._call = getattr(stub, method)(message, timeout=timeout_s, metadata=headers)
         except grpc.aio.UsageError:  # of a closed channel
             self._answers.put_nowait(_CLOSED)
         else:
@@ -279,13 +303,19 @@ class _AsyncioCall:
 class AsyncioTransport:
     """A connection for the tasks of one event loop."""
 
-    def __init__(self, url: str) -> None:
-        self._channel = grpc.aio.insecure_channel(url, options=_options(url))
+    def __init__(self, url: str, access: Access = OPEN) -> None:
+        self._access = access
+        credentials, options = access.credentials(), _options(url)
+        self._channel = (
+            grpc.aio.secure_channel(url, credentials, options=options)
+            if credentials
+            else grpc.aio.insecure_channel(url, options=options)
+        )
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def open(self, method: str, message: Any, timeout_s: float | None) -> Call:
         """Begin a call."""
-        return _AsyncioCall(self._stub, method, message, timeout_s)
+        return _AsyncioCall(self._stub, method, message, timeout_s, _headers(self._access, message))
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

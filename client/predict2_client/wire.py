@@ -109,7 +109,7 @@ def tracking_request(request_id: str, action: Action) -> Any:
         InvalidRequestError: the id can't be one.
     """
     check_request_id(request_id)
-    message = service_pb2.ModelInferRequest(model_name=TRACKING.name)
+    message = service_pb2.ModelInferRequest(model_name=TRACKING.name, id=request_id)
     _add_input(message, _REQUEST_ID, request_id)
     _add_input(message, _ACTION, action)
     return message
