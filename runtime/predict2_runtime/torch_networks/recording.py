@@ -18,7 +18,6 @@ Capture = Callable[[Callable[[], Tensors]], tuple[Tensors, Callable[[], None]]]
 
 def cuda_graph(work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
     """Record work as a CUDA graph; its results are what the first replay will have left there."""
-    torch.cuda.synchronize()  # the one that makes room may still be replayed
     # Libraries allocate and choose kernels at a first call, which can't be recorded.
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -26,8 +25,14 @@ def cuda_graph(work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]
         work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work()
+    # Torch keeps cuBLAS's scratch memory by stream and drops it with any graph recorded there, so that others would
+    # write to what is no longer theirs: pytorch/pytorch#193402. Cleared before and after, each has its own in its pool.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        with torch.cuda.graph(graph):
+            results = work()
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
     return results, graph.replay
 
 
@@ -85,12 +90,12 @@ class Recordings:
         key = (facts, len(inputs), layouts)
         recording = self._recordings.pop(key, None)
         if recording is None:
+            if len(self._recordings) == self._most:  # before the memory is needed
+                self._recordings.popitem(last=False)
             recording = self._record(run, inputs, constants)
         else:
             recording.take(inputs, constants)
         self._recordings[key] = recording
-        if len(self._recordings) > self._most:
-            self._recordings.popitem(last=False)
         recording.replay()
         # The next replay writes over its results, and a caller may give them back as its inputs.
         return tuple(result.clone() for result in recording.results)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What recordings keep and copy. CUDA graphs themselves are in the tests of the networks, for a GPU."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,41 @@ def test_results_may_be_given_back_as_inputs_and_stay_what_they_are(captures):
         assert all(map(torch.equal, found, wanted))
 
 
+def test_room_is_made_before_a_recording_needs_its_memory(captures):
+    held = []  # results of all recordings that there are, when another begins
+
+    def capture(work):
+        found.append([ref for ref in held if ref() is not None])
+        results, replay = captures(work)
+        held.append(weakref.ref(results[0]))
+        return results, replay
+
+    found = []
+    recordings = Recordings(2, capture)
+    for size in (1, 2, 3, 4):
+        recordings(add, (torch.ones(size), torch.ones(size)))
+    assert [len(alive) for alive in found] == [0, 1, 1, 1]
+
+
+def test_what_could_not_be_recorded_is_tried_again_and_the_others_stay(captures):
+    failing = [True]
+
+    def capture(work):
+        if len(work()[0]) == 2 and failing:
+            failing.pop()
+            raise RuntimeError("out of memory")
+        return captures(work)
+
+    recordings = Recordings(2, capture)
+    given = [(torch.randn(size), torch.randn(size)) for size in (1, 2)]
+    recordings(add, given[0])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        recordings(add, given[1])
+    for pair in (*given, *given):
+        assert all(map(torch.equal, recordings(add, pair), add(*pair)))
+    assert captures.made == 2
+
+
 def test_a_constant_is_copied_when_it_is_another_tensor(captures):
     recordings = Recordings(1, captures)
     constants = [torch.full((3,), float(value)) for value in range(3)]
@@ -123,3 +159,19 @@ def test_nothing_is_recorded_where_nothing_may_be_kept(captures):
     found = Recordings(0, captures)(add, (torch.ones(3), torch.ones(3)))
     assert captures.made == 0
     assert all(map(torch.equal, found, add(torch.ones(3), torch.ones(3))))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_recording_keeps_its_memory_when_another_makes_room():
+    weight = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    recordings = Recordings(2)
+
+    def products(x):
+        return (x @ weight @ weight,)
+
+    # few rows, for which cuBLAS sums in parts that it puts into its scratch memory
+    given = [torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16) for rows in (16, 32, 48)]
+    for index in (0, 1, 2, 1, 2):
+        torch.cuda.empty_cache()  # what nobody holds goes back to the driver
+        (found,) = recordings(products, (given[index],))
+        assert torch.equal(found, *products(given[index]))
