@@ -32,7 +32,7 @@ def in_progress(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    if (folder / _STOPPING).exists():
+    if is_stopping(folder):
         raise ServerUnavailableError(
             "the server is stopping; send the request again when it is back"
         )
@@ -47,6 +47,11 @@ def in_progress(folder: Path | None) -> Iterator[None]:
 def stop_taking(folder: Path) -> None:
     """Let no new request begin."""
     (folder / _STOPPING).touch()
+
+
+def is_stopping(folder: Path | None) -> bool:
+    """Whether no new request is to begin."""
+    return folder is not None and (folder / _STOPPING).exists()
 
 
 def count_running(folder: Path) -> int:

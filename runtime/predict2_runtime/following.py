@@ -188,8 +188,8 @@ class Record:
             finally:
                 os.close(handle)
 
-    def check(self) -> None:
-        """Go on only while nobody asked to stop and the lease is kept.
+    def check(self, *, leased: bool = True) -> None:
+        """Go on only while nobody asked to stop and, if `leased`, the lease is kept.
 
         Raises:
             RequestCancelledError: `tracking` was asked to cancel it.
@@ -197,7 +197,7 @@ class Record:
         """
         if self.state.cancelled(self.name).exists():
             raise RequestCancelledError("the request was cancelled through tracking")
-        if self.lease_s is None:
+        if self.lease_s is None or not leased:
             return
         with suppress(FileNotFoundError):
             idle = time.monotonic_ns() - (self._folder / _CLAIM).stat().st_mtime_ns

@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from predict2_spec.errors import (
@@ -20,6 +21,7 @@ from predict2_spec.results import Event
 from predict2_spec.tensors import Model
 from predict2_spec.tracking import LEASE_PARAMETER, MAX_LEASE_S, MIN_LEASE_S, check_request_id
 
+from .drain import is_stopping, run_folder
 from .following import Record, StateFolder, open_state
 from .kept import Kept, Outputs
 from .policy import read_policy
@@ -36,6 +38,8 @@ class Terms:
     state: StateFolder | None = None  # where those with an id are followed; None: nowhere
     longest_s: float = math.inf  # a request may ask for less
     check_caller: Callable[[Any], None] = lambda request: None  # refuses who may not ask at all
+    # whether the server only finishes what runs, and ends
+    stopping: Callable[[], bool] = field(default=lambda: False, compare=False)
 
 
 def open_terms(environment: Mapping[str, str]) -> Terms:
@@ -45,7 +49,8 @@ def open_terms(environment: Mapping[str, str]) -> Terms:
         ServerUnavailableError: its folder for followed requests can't be used.
     """
     policy = read_policy(environment)
-    return Terms(open_state(environment, policy), policy.request_timeout_s)
+    stopping = partial(is_stopping, run_folder(environment))
+    return Terms(open_state(environment, policy), policy.request_timeout_s, stopping=stopping)
 
 
 class Watch:
@@ -55,6 +60,7 @@ class Watch:
         self._request = request
         self._emit = emit
         self._state = terms.state
+        self._stopping = terms.stopping
         asked_s = request.timeout() / 1e6  # 0: no wish
         self._limit_s = min(asked_s or math.inf, terms.longest_s)
         self._deadline = time.monotonic() + self._limit_s  # Triton bounds the waiting by it too
@@ -105,7 +111,9 @@ class Watch:
             RequestExpiredError: its time limit passed, or nobody renewed its lease.
         """
         if self._record:
-            self._record.check()
+            # A proxy sends a server that stops no more calls, so nobody can renew; a caller who is there waits on.
+            waits = self._stopping() and not self._request.is_cancelled()
+            self._record.check(leased=not waits)
         if time.monotonic() > self._deadline:
             raise RequestExpiredError(
                 f"the request's time limit of {self._limit_s:g} s passed; allow it more time"

@@ -4,12 +4,13 @@ import json
 import os
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from predict2_runtime.bls import REQUEST_ID
-from predict2_runtime.drain import RUN_FOLDER_VARIABLE
+from predict2_runtime.drain import RUN_FOLDER_VARIABLE, stop_taking
 from predict2_runtime.following import make_state
 from predict2_runtime.policy import POLICY_VARIABLE, Policy
 from predict2_runtime.serve import serve, serve_stream
@@ -216,6 +217,31 @@ def test_an_expired_lease_stops_within_a_step(ask, terms):
     work = Work(time_goes_by)
     assert "nobody renewed the request's lease of 5 s" in ask(work, lease_s=5).error.message()
     assert work.steps == 2
+
+
+@pytest.mark.parametrize("caller_is_gone", [False, True])
+def test_a_server_that_stops_finishes_for_callers_who_wait_though_they_can_not_renew(
+    pb_utils, terms, caller_is_gone
+):
+    def nobody_renews():
+        (claim,) = terms.state.folder.glob("running/*/claim")
+        os.utime(claim, ns=(0, claim.stat().st_mtime_ns - 10_000_000_000))
+
+    work = Work(nobody_renews)
+    request = pb_utils.Request(
+        prompt=text(b"a"), request_id=ID, parameters='{"lease_s": 5}', cancelled=caller_is_gone
+    )
+    stops = replace(terms, stopping=lambda: True)
+    (response,) = serve(pb_utils, TEXT2IMAGE, [request], work, terms=stops)
+    assert (response.error is None) is not caller_is_gone
+    assert work.steps == (2 if caller_is_gone else STEPS)
+
+
+def test_a_server_knows_that_it_stops(tmp_path):
+    terms = open_terms({RUN_FOLDER_VARIABLE: str(tmp_path), POLICY_VARIABLE: Policy().to_json()})
+    assert not terms.stopping()
+    stop_taking(tmp_path)
+    assert terms.stopping()
 
 
 @pytest.mark.parametrize(
