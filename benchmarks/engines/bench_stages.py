@@ -30,7 +30,6 @@ from predict2_spec.video import CONDITIONAL_FRAMES, TEXT2IMAGE_SIZES, VIDEO_SIZE
 
 COMMAND = "make gpu"
 FRAMES = 93
-MOST_SHAPES = 4  # that are recorded in a run of a stage
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ REAL = Sizes(
 
 
 def _halves(spec: VaeSpec, like: Tensor) -> Iterator[tuple[str, VaeHalves]]:
+    # The engine records no chunk of frames this large.
     torch.manual_seed(0)
     vae = random_network(partial(Vae, spec), like)
     yield "torch eager", plain_vae(vae)
     yield "torch engine", our_vae(vae, spec)
-    yield "torch engine, recorded", our_vae(vae, spec, recorded=MOST_SHAPES)
 
 
 def _told(shape: VideoShape) -> str:
