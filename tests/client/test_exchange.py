@@ -309,6 +309,19 @@ def test_lease_is_renewed_while_somebody_waits(do, server, respond):
     assert len(server.asked) == asked
 
 
+def test_renewing_ends_with_the_request_though_the_client_stays_open(server):
+    async def run():
+        async with AsyncClient(server.url, lease_s=2) as client:
+            await client.generate(REQUEST)
+            await asyncio.sleep(1)
+
+    with Client(server.url, lease_s=2) as client:
+        client.generate(REQUEST)
+        time.sleep(1)  # a renewal would have come after two thirds of it
+    asyncio.run(run())
+    assert "renew" not in actions(server)
+
+
 @MODES
 def test_silent_server_is_not_waited_for_longer_than_the_lease(do, server, respond, on_event):
     """As a host behind a broken line, which says nothing at all."""
