@@ -19,7 +19,13 @@ from predict2_spec.errors import (
 )
 from predict2_spec.results import Event
 from predict2_spec.tensors import Model
-from predict2_spec.tracking import LEASE_PARAMETER, MAX_LEASE_S, MIN_LEASE_S, check_request_id
+from predict2_spec.tracking import (
+    LEASE_PARAMETER,
+    MAX_LEASE_S,
+    MIN_LEASE_S,
+    check_request_id,
+    is_meant,
+)
 
 from .drain import is_stopping, run_folder
 from .following import Record, StateFolder, open_state
@@ -81,7 +87,7 @@ class Watch:
                 f"{LEASE_PARAMETER} {lease_s} was given to a request that isn't followed; give it an id as well, or "
                 f"leave it out ({model.name} of a server started by predict2-serve follows those with an id)"
             )
-        if not (self._state and request_id):
+        if not (self._state and request_id) or (lease_s is None and not is_meant(request_id)):
             return None
         check_request_id(request_id)
         try:

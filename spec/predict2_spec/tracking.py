@@ -22,6 +22,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}")
 # renew, and the result if there is one.
 Action = Literal["look", "renew", "cancel", "fetch"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
+# The words of a refusal by which a caller who sent a request again knows that the first is being worked on.
+IS_RUNNING = "is running; ask the model tracking for its progress and result"
 # unknown: not begun, or its result is kept no longer.
 State = Literal["unknown", "running", "done", "failed"]
 
@@ -37,6 +39,11 @@ def check_request_id(request_id: str) -> None:
             f"request id {request_id!r:.160} must be 8 to 128 letters, digits, '.', '_' or '-', and begin with a "
             "letter or digit; a UUID will do"
         )
+
+
+def is_meant(request_id: str) -> bool:
+    """Whether an id can be meant for finding its request again: clients that know nothing of this number theirs."""
+    return bool(REQUEST_ID.fullmatch(request_id)) and not request_id.isdigit()
 
 
 @dataclass(frozen=True)

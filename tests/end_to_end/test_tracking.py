@@ -294,7 +294,7 @@ def test_a_time_limit_stops_the_work(caller, request_id):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"request_id": "short"}, "request id 'short' must be 8 to 128"),
+        ({"request_id": "short", "lease_s": 5}, "request id 'short' must be 8 to 128"),
         ({"request_id": "", "lease_s": 5}, "lease_s 5 was given to a request that isn't followed"),
         ({"request_id": "a-good-request", "lease_s": 1}, "lease_s 1 must be a whole number"),
         ({"request_id": "a-good-request", "lease_s": "5"}, "lease_s '5' must be a whole number"),

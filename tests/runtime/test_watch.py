@@ -139,10 +139,18 @@ def test_without_an_id_nothing_is_followed(ask, terms):
 @pytest.mark.parametrize(
     "request_id", ["short", "-begins-badly", "a b c d e f", "ä" * 10, "x" * 129, "../../x/y"]
 )
-def test_an_id_that_cannot_be_one_is_refused_by_its_value(ask, pb_utils, request_id):
-    error = ask(None, request_id=request_id).error
+def test_an_id_that_cannot_be_one_has_no_lease(ask, pb_utils, request_id):
+    error = ask(None, lease_s=10, request_id=request_id).error
     assert error.code() == pb_utils.TritonError.INVALID_ARG
     assert error.message().startswith(f"request id '{request_id}' must be")
+
+
+@pytest.mark.parametrize("request_id", ["0", "281474976710656", "short", "../../x/y"])
+def test_ids_that_nobody_means_are_not_followed(ask, terms, request_id):
+    """Triton's own tools count theirs up, the same in every run."""
+    for _ in range(2):
+        assert ask(Work(), request_id=request_id).error is None
+    assert [p for p in terms.state.folder.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.parametrize("lease_s", [1, 0, -5, 3601, 2.5, 10.0, "10", True, 1e30])

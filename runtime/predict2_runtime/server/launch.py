@@ -24,6 +24,9 @@ from predict2_spec.errors import ServerUnavailableError
 from .checks import SHARED_MEMORY
 from .tritonserver import Tritonserver
 
+# Tensors of some megabytes come and go at every step. glibc would map and unmap each, and the kernel clear its pages
+# anew: thousands of page faults a step at the size of a clip. In bytes, as mallopt(3) has them.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TERMINATE_S = 20  # for Triton to end once nothing runs any more
 # What Triton offers anyone who can reach it beside serving models: loading and unloading, the levels of its log and
@@ -143,6 +146,8 @@ def server_environment(
     """The environment in which Triton's Python models see what this interpreter sees."""
     result = {
         **environment,
+        **_MALLOC,
+        **{name: environment[name] for name in _MALLOC if name in environment},
         drain.RUN_FOLDER_VARIABLE: str(run_folder),
         POLICY_VARIABLE: policy.to_json(),
     }
