@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 PUBLIC = (*TASKS, GENERATE.name, BEST_OF_N.name, TRACKING.name)
-_INPUTS = {model.name: model.inputs for model in (*MODELS.values(), TRACKING)}
+_INPUTS = {model.name: model.inputs for model in MODELS.values()}
 DATATYPES = (
     "BOOL",
     "UINT8",
@@ -228,64 +228,61 @@ _JSON = st.recursive(
 )
 
 
+PATHS = (
+    *["/v2/models/{}/infer"] * 3,
+    "/v2/models/{}/versions/1/infer",
+    "/v2/models/{}/versions/-1/infer",
+    "/v2/models/{}/config",
+    "/v2/models/{}/generate",
+    "/v2/models/{}/stats",
+    "/v2/models/{}/../../../etc/passwd",
+    "/",
+    "//",
+    "/metrics",
+    "/v2/models/stats",
+)
+BOMBS = (b"[" * 100_000, b'{"a":' * 50_000, b"{" + b'"a":1,' * 50_000, b"\xff\xfe{}")
+
+
 @st.composite
 def http_calls(draw: st.DrawFn) -> tuple[str, dict[str, str], bytes]:
     """A call by HTTP: path, headers, body."""
     model = draw(st.sampled_from((*PUBLIC, "..", "%2e%2e", "nobody", "a" * 3000)))
-    path = draw(
-        st.sampled_from(
-            (
-                f"/v2/models/{model}/infer", f"/v2/models/{model}/infer", f"/v2/models/{model}/infer",
-                f"/v2/models/{model}/versions/1/infer", f"/v2/models/{model}/versions/-1/infer",
-                f"/v2/models/{model}/config", f"/v2/models/{model}/generate", f"/v2/models/{model}/stats",
-                f"/v2/models/{model}/../../../etc/passwd", "/", "//", "/metrics", "/v2/models/stats",
-            )
-        )
-    )  # fmt: skip
+    path = draw(st.sampled_from(PATHS)).format(model)
     kind = draw(st.integers(0, 5))
-    headers: dict[str, str] = {}
     if kind == 0:
-        body = draw(st.binary(max_size=200))
-    elif kind == 1:
-        body = draw(
-            st.sampled_from(
-                (b"[" * 100_000, b'{"a":' * 50_000, b"{" + b'"a":1,' * 50_000, b"\xff\xfe{}")
-            )
-        )
-    elif kind == 2:
-        body = json.dumps(draw(_JSON)).encode()
-    else:
-        inputs = []
-        binary = b""
-        for name in draw(
-            st.lists(
-                st.sampled_from(("prompt", "seed", "width", "height", "num_steps", "image", "x")),
-                max_size=5,
-            )
-        ):
-            entry: dict[str, object] = {
-                "name": name,
-                "shape": draw(_SHAPES),
-                "datatype": draw(st.sampled_from(("BYTES", "INT64", "UINT8", *DATATYPES))),
-            }
-            if draw(st.booleans()):
-                entry["data"] = draw(
-                    st.one_of(_JSON, TEXTS.map(lambda t: [t]), st.lists(st.integers(), max_size=3))
-                )
-            else:
-                part = draw(st.binary(max_size=40))
-                binary += part
-                entry["parameters"] = {
-                    "binary_data_size": draw(st.sampled_from((len(part), -1, 2**62, 0)))
-                }
-            inputs.append(entry)
-        head = json.dumps(
-            {"id": draw(REQUEST_IDS), "inputs": inputs, "parameters": draw(parameters())}
-        ).encode()
-        length = draw(st.sampled_from((len(head), len(head), len(head), 0, -1, 2**63, 10**30)))
-        headers["Inference-Header-Content-Length"] = str(length)
-        body = head + binary
-    return path, headers, body
+        return path, {}, draw(st.binary(max_size=200))
+    if kind == 1:
+        return path, {}, draw(st.sampled_from(BOMBS))
+    if kind == 2:
+        return path, {}, json.dumps(draw(_JSON)).encode()
+    head, binary = draw(http_bodies())
+    length = draw(st.sampled_from((len(head), len(head), len(head), 0, -1, 2**63, 10**30)))
+    return path, {"Inference-Header-Content-Length": str(length)}, head + binary
+
+
+@st.composite
+def http_bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """The JSON of an inference, and the bytes behind it."""
+    inputs, binary = [], b""
+    names = ("prompt", "seed", "width", "height", "num_steps", "image", "x")
+    for name in draw(st.lists(st.sampled_from(names), max_size=5)):
+        entry: dict[str, object] = {
+            "name": name,
+            "shape": draw(_SHAPES),
+            "datatype": draw(st.sampled_from(("BYTES", "INT64", "UINT8", *DATATYPES))),
+        }
+        if draw(st.booleans()):
+            numbers = st.lists(st.integers(), max_size=3)
+            entry["data"] = draw(st.one_of(_JSON, TEXTS.map(lambda t: [t]), numbers))
+        else:
+            part = draw(st.binary(max_size=40))
+            binary += part
+            sizes = st.sampled_from((len(part), -1, 2**62, 0))
+            entry["parameters"] = {"binary_data_size": draw(sizes)}
+        inputs.append(entry)
+    head = {"id": draw(REQUEST_IDS), "inputs": inputs, "parameters": draw(parameters())}
+    return json.dumps(head).encode(), binary
 
 
 # What no answer may hold: a Python error, an address in memory, a path of the server's.
