@@ -6,7 +6,7 @@ when no pipeline runs any more, and pipelines take no new request from the momen
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,16 +32,19 @@ def in_progress(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    if is_stopping(folder):
-        raise ServerUnavailableError(
-            "the server is stopping; send the request again when it is back"
-        )
     mark = folder / f"request-{uuid4().hex}"
-    mark.touch()
+    with suppress(OSError):  # a full disk costs no request
+        mark.touch()
     try:
+        # After the mark, for whoever stops the server says so before he counts: one of both sees the other.
+        if is_stopping(folder):
+            raise ServerUnavailableError(
+                "the server is stopping; send the request again when it is back"
+            )
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):
+            mark.unlink()
 
 
 def stop_taking(folder: Path) -> None:

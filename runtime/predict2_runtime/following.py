@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from predict2_spec.admission import IS_RUNNING
 from predict2_spec.errors import (
     InvalidRequestError,
     RequestCancelledError,
@@ -33,12 +35,14 @@ from predict2_spec.tensors import FRAMES
 from predict2_spec.tracking import RequestState
 
 from .drain import RUN_FOLDER_VARIABLE
-from .kept import Kept, Outputs, Shelf, remove_old, size_of
+from .kept import PART, Kept, Outputs, Shelf, remove_old, size_of
 from .policy import Policy
 
 log = logging.getLogger(__name__)
 
+_FOLDERS = ("running", "ended", "cancelled")
 _CLAIM, _EVENT = "claim", "event"
+_OURS = re.compile("[0-9a-f]{64}")  # as _name makes them
 _LINE_BYTES = 254  # of an event; names of stages and numbers are short
 _READ_TRIES = 10
 
@@ -73,7 +77,7 @@ class StateFolder:
             kept = self._made(name, request_id, digest)  # it ended just now
             if kept is None:
                 self.ended.remove(name)
-        except InvalidRequestError:
+        except (InvalidRequestError, OSError):
             record.release()
             raise
         if kept:
@@ -83,9 +87,7 @@ class StateFolder:
     def _made(self, name: str, request_id: str, digest: str) -> Kept | None:
         kept = self.ended.find(name, with_outputs=True)
         if kept and kept.digest != digest:
-            raise InvalidRequestError(
-                f"request id {request_id} was used for a request of other content; send another id"
-            )
+            raise _other_content(request_id)
         return kept if kept and kept.done and kept.whole else None
 
     def look(self, request_id: str, *, fetch: bool = False) -> tuple[RequestState, Outputs]:
@@ -155,15 +157,16 @@ class Record:
         """Claim the id.
 
         Raises:
-            InvalidRequestError: somebody else has it.
+            InvalidRequestError: a request of it is running.
             OSError: the disk takes no more.
         """
         try:
             self._folder.mkdir(mode=0o700)
         except FileExistsError:
+            if _read_digest(self._folder) not in ("", self.digest):
+                raise _other_content(request_id) from None
             raise InvalidRequestError(
-                f"a request with id {request_id} is running; ask the model tracking for its progress and result, or "
-                "send another id"
+                f"a request with id {request_id} {IS_RUNNING}, or send another id"
             ) from None
         try:
             text = json.dumps({"digest": self.digest, "lease_s": self.lease_s})
@@ -176,7 +179,8 @@ class Record:
     def release(self) -> None:
         """Let the id go."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self.state.cancelled(self.name).unlink(missing_ok=True)
+        with suppress(OSError):  # what can't be removed costs nobody his result
+            self.state.cancelled(self.name).unlink(missing_ok=True)
 
     def note(self, event: Event) -> None:
         """Tell how far it is. A full disk hides progress and stops nothing."""
@@ -260,7 +264,7 @@ def make_state(folder: Path, policy: Policy) -> StateFolder:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("running", "ended", "cancelled"):
+        for name in _FOLDERS:
             (folder / name).mkdir(mode=0o700, exist_ok=True)
             (folder / name).chmod(0o700)  # also what was there; somebody else's is refused
     except OSError as error:
@@ -284,6 +288,7 @@ def taken_over(policy: Policy) -> Iterator[None]:
     handle = os.open(state.folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _lock(handle, state.folder)
+        _check_ours(state.folder)
         state.ended.remove_parts()
         for running in (state.folder / "running").iterdir():
             lost = Failure("UNAVAILABLE", "the server ended before the request did; send it again")
@@ -295,6 +300,16 @@ def taken_over(policy: Policy) -> Iterator[None]:
         os.close(handle)
 
 
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder named by mistake, before what is in it counts as results that are too old."""
+    for name in _FOLDERS:
+        for path in (folder / name).iterdir():
+            if not (_OURS.fullmatch(path.name) or path.name.startswith(PART)):
+                raise ServerUnavailableError(
+                    f"{path} is nothing that a server left there; name another folder with --state"
+                )
+
+
 def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
@@ -304,6 +319,12 @@ def _lock(handle: int, folder: Path) -> None:
         ) from error
     except OSError as error:
         log.warning("%s can't be locked (%s); use it for one server only", folder, error.strerror)
+
+
+def _other_content(request_id: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"request id {request_id} was used for a request of other content; send another id"
+    )
 
 
 def _name(request_id: str) -> str:

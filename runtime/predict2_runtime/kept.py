@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Outputs = dict[str, Any]  # name -> uint8 array, or text
 MAX_FILES = 4000  # of them or of any other folder; to go through more would take too long
-_PART = ".part-"  # how the name begins of a file that isn't whole yet
+PART = ".part-"  # how the name begins of a file that isn't whole yet
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Shelf:
         }
         line = json.dumps(head).encode() + b"\n"
         self.make_room(len(line) + sum(a.nbytes for a in arrays.values()))
-        part = self.folder / f"{_PART}{uuid4().hex}"
+        part = self.folder / f"{PART}{uuid4().hex}"
         try:
             with part.open("xb") as file:
                 file.write(line)
@@ -115,7 +115,7 @@ class Shelf:
 
     def remove_parts(self) -> None:
         """Remove what a process that was killed had begun to write; none may be writing now."""
-        for part in self.folder.glob(f"{_PART}*"):
+        for part in self.folder.glob(f"{PART}*"):
             part.unlink(missing_ok=True)
 
 
@@ -135,7 +135,7 @@ def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
         for entry in entries:
             with suppress(FileNotFoundError):  # another process removed it just now
                 status = entry.stat(follow_symlinks=False)
-                if not entry.name.startswith(_PART):
+                if not entry.name.startswith(PART):
                     yield status.st_mtime, status.st_size, Path(entry.path)
 
 

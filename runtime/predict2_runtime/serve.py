@@ -143,8 +143,15 @@ def _run(
     finally:
         REQUEST_ID.reset(carried[0])
         TRACE.reset(carried[1])
-        observe(Outcome(model.name, status, progress.all_seconds(), progress.all_steps()))
+        _tell(observe, Outcome(model.name, status, progress.all_seconds(), progress.all_steps()))
         begin_request("")
+
+
+def _tell(observe: Observe, outcome: Outcome) -> None:
+    try:
+        observe(outcome)
+    except Exception:  # whatever counting trips over, the work is done and its result is somebody's
+        log.exception("%s: a request that ended couldn't be counted", outcome.model)
 
 
 def _work(
@@ -165,7 +172,7 @@ def _work(
     except Predict2Error:
         raise
     except Exception as error:  # the last resort: this request fails, the next is served
-        log.exception("%s: request %s failed", model.name, request.request_id())
+        log.exception("%s: a request failed", model.name)  # whose id the line says, cleaned
         raise ServerError(
             f"{model.name} failed on this request; the server's log says why"
         ) from error

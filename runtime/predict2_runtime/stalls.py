@@ -5,9 +5,10 @@ A call of a stage that never returns holds its process, and whatever waits for i
 pipeline that called can end it. predict2-serve can end them all, and whoever runs it starts it again.
 """
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,11 +22,15 @@ def at_work(folder: Path | None, stage: str) -> Iterator[None]:
         yield
         return
     mark = folder / f"{_MARK}{stage}-{uuid4().hex}"
-    mark.touch()
+    with suppress(OSError):  # a full disk costs no request
+        mark.touch()
+        now = time.monotonic_ns()  # the same clock in all processes, and nobody can set it
+        os.utime(mark, ns=(now, now))
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):
+            mark.unlink()
 
 
 def find_stalled(folder: Path, longest_s: float) -> str:
@@ -33,8 +38,8 @@ def find_stalled(folder: Path, longest_s: float) -> str:
     for mark in folder.glob(f"{_MARK}*"):
         try:
             began = mark.stat().st_mtime
-        except FileNotFoundError:  # it ended just now
+        except OSError:  # it ended just now
             continue
-        if time.time() - began > longest_s:
+        if time.monotonic() - began > longest_s:
             return mark.name.removeprefix(_MARK).rpartition("-")[0]
     return ""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model `tracking`: how far a request is, that somebody still waits for it, its result, and stopping it."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from .following import StateFolder
 from .kept import Outputs
 from .progress import Progress
 from .stages import Arrays
+
+log = logging.getLogger(__name__)
 
 _TIDY_EVERY_S = 10  # callers ask often
 
@@ -36,8 +39,11 @@ def tracking_handler(state: StateFolder | None) -> Callable[[Arrays, Progress], 
                 "this server follows no requests; one that predict2-serve starts does"
             )
         if time.monotonic() - tidied > _TIDY_EVERY_S:
-            state.tidy()
             tidied = time.monotonic()
+            try:
+                state.tidy()
+            except OSError as error:
+                log.warning("what is kept too long can't be removed: %s", error)
         return _answer(state, request_id, action)
 
     return answer

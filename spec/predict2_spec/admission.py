@@ -24,6 +24,8 @@ RETRY_S = 10.0  # when to try again after a busy answer; Triton doesn't say how 
 # Triton's own words, whatever stands around them; on a stream they come without a status.
 _QUEUE_IS_FULL = "Exceeds maximum queue size"
 _EXPIRED_IN_QUEUE = "Request timeout expired"
+# By these words of a refusal a caller who sent a request again knows that the first is being worked on.
+IS_RUNNING = "is running; ask the model tracking for its progress and result"
 # Triton 2.51 tells a model that called another INTERNAL whatever the other one said; these words survive.
 PREFIXES: dict[type[Predict2Error], str] = {  # subclasses before their parents
     BusyError: "busy: ",

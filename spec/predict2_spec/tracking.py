@@ -22,8 +22,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}")
 # renew, and the result if there is one.
 Action = Literal["look", "renew", "cancel", "fetch"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
-# The words of a refusal by which a caller who sent a request again knows that the first is being worked on.
-IS_RUNNING = "is running; ask the model tracking for its progress and result"
 # unknown: not begun, or its result is kept no longer.
 State = Literal["unknown", "running", "done", "failed"]
 

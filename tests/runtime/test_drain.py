@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from predict2_runtime import drain
 from predict2_runtime.drain import count_running, in_progress, stop_taking
 from predict2_spec.errors import ServerUnavailableError
 
@@ -26,6 +27,23 @@ def test_a_server_that_stops_lets_the_running_finish_and_refuses_the_next(tmp_pa
         ):
             in_progress(tmp_path).__enter__()
     assert count_running(tmp_path) == 0
+
+
+def test_a_request_that_begins_while_the_server_stops_is_counted_or_refused(tmp_path, monkeypatch):
+    counted = []
+
+    def stopping(folder):
+        counted.append(count_running(folder))
+        return False
+
+    monkeypatch.setattr(drain, "is_stopping", stopping)
+    with in_progress(tmp_path):
+        assert counted == [1]  # it is looked for after the mark is there
+
+
+def test_a_request_runs_where_no_mark_can_be_made(tmp_path):
+    with in_progress(tmp_path / "gone"):
+        pass
 
 
 def test_without_a_folder_nothing_is_asked():

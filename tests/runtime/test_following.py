@@ -11,7 +11,7 @@ import pytest
 
 from predict2_runtime.drain import RUN_FOLDER_VARIABLE
 from predict2_runtime.following import Record, make_state, open_state, taken_over
-from predict2_runtime.kept import Kept
+from predict2_runtime.kept import Kept, Shelf
 from predict2_runtime.policy import Policy
 from predict2_spec.errors import (
     InvalidRequestError,
@@ -129,6 +129,8 @@ def test_the_same_again_while_it_runs_is_refused(state):
     record = begin(state)
     with pytest.raises(InvalidRequestError, match="is running; ask the model tracking"):
         state.begin(ID, "content", None)
+    with pytest.raises(InvalidRequestError, match="of other content; send another id"):
+        state.begin(ID, "other content", None)
     record.note(EVENT)  # and the one that runs hasn't noticed
     assert state.look(ID)[0].event == EVENT
 
@@ -146,6 +148,18 @@ def test_an_id_that_other_content_had_is_refused(state):
     with pytest.raises(InvalidRequestError, match="of other content; send another id"):
         state.begin(ID, "other content", None)
     assert state.look(ID)[0].state == "done"
+
+
+def test_an_id_is_let_go_where_what_was_before_cannot_be_removed(state, monkeypatch):
+    def remove(self, name):
+        raise PermissionError(13, "Permission denied")
+
+    begin(state).fail(Failure("UNAVAILABLE", "no"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "remove", remove)
+        with pytest.raises(PermissionError):
+            state.begin(ID, "content", None)
+    begin(state)
 
 
 def test_what_failed_begins_anew(state):
@@ -293,6 +307,16 @@ def test_two_servers_never_share_a_folder(owned):
         second.__enter__()
     with taken_over(owned):
         pass
+
+
+@pytest.mark.parametrize("name", ["running/model.py", "ended/report.pdf", "cancelled/order"])
+def test_a_folder_named_by_mistake_keeps_what_is_in_it(owned, folder, name):
+    own = folder / name
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(ServerUnavailableError, match=rf"{own} .*--state"):
+        taken_over(owned).__enter__()
+    assert own.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, policy):

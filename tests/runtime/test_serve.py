@@ -54,7 +54,13 @@ def test_a_defect_is_answered_without_its_insides_and_logged_with_them(pb_utils,
         response.error.message() == "text_encoder failed on this request; the server's log says why"
     )
     assert "ZeroDivisionError" in caplog.text
-    assert "request 7" in caplog.text
+
+
+def test_a_defect_is_logged_without_an_id_that_nobody_checked(pb_utils, caplog):
+    request = pb_utils.Request(request_id="\x1b[2J" * 1000, prompt=text(b"bug"))
+    serve_stage(pb_utils, TEXT_ENCODER, [request], encode)
+    assert "text_encoder: a request failed" in caplog.text
+    assert "\x1b" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,16 @@ def test_how_each_request_ended_is_told_once_and_before_the_answer(pb_utils, err
         ("generate", status, 2, 3),  # three events; the answer comes after
     ]
     assert set(told[0][0].seconds) == {"check_prompt", "denoise_image", "total"}
+
+
+def test_a_result_is_answered_though_it_could_not_be_counted(pb_utils, caplog):
+    def observe(outcome):
+        raise OSError("no metrics")
+
+    requests = [asked(pb_utils), asked(pb_utils)]
+    answers = serve(pb_utils, GENERATE, requests, lambda i, p: {"metadata": "{}"}, observe=observe)
+    assert [list(answer.outputs) for answer in answers] == [["metadata"]] * 2
+    assert "no metrics" in caplog.text
 
 
 def test_a_request_that_is_refused_before_the_work_is_told_too(pb_utils):

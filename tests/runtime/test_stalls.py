@@ -9,7 +9,7 @@ from predict2_runtime.stalls import at_work, find_stalled
 
 def age(folder, seconds):
     for mark in folder.iterdir():
-        os.utime(mark, (time.time() - seconds,) * 2)
+        os.utime(mark, (time.monotonic() - seconds,) * 2)
 
 
 def test_a_stage_that_works_for_too_long_is_found_by_its_name(tmp_path):
@@ -25,6 +25,17 @@ def test_a_stage_that_is_done_or_failed_is_not(tmp_path):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
     assert find_stalled(tmp_path, 0) == ""
+
+
+def test_a_clock_that_is_set_forward_makes_nothing_look_stalled(tmp_path, monkeypatch):
+    with at_work(tmp_path, "vae_decoder"):
+        monkeypatch.setattr(time, "time", lambda: 1e12)
+        assert find_stalled(tmp_path, 10) == ""
+
+
+def test_a_stage_works_where_no_mark_can_be_made(tmp_path):
+    with at_work(tmp_path / "gone", "vae_decoder"):
+        pass
 
 
 def test_without_a_folder_nobody_looks():
