@@ -154,5 +154,6 @@ def test_a_product_on_a_gpu_is_that_of_the_cpu():
     on_gpu = Fp8Weight(w.codes.cuda(), w.scales.cuda())
     found = product(x.cuda(), on_gpu)
     assert found.dtype == torch.bfloat16
-    # sums in float32 in another order, rounded to bfloat16
-    torch.testing.assert_close(found.cpu().float(), expected, rtol=2**-7, atol=1e-3)
+    # Rounded to bfloat16. Of a sum of 8-bit products Hopper keeps some 14 bits (DeepSeek-V3, arXiv:2412.19437, 3.3.2):
+    # computed so in float64, these sums of 16 on average are off by 0.04 at most, near zero too.
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=2**-7, atol=2**-4)
