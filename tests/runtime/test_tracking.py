@@ -93,3 +93,8 @@ def test_what_cannot_be_answered_is_refused_by_its_value(state, arrays, message)
 def test_a_server_that_follows_nothing_says_so():
     with pytest.raises(ServerUnavailableError, match="follows no requests"):
         tracking_handler(None)({"request_id": [ID]}, None)
+
+
+def test_it_answers_though_nothing_can_be_tidied_away(track, state, tmp_path):
+    (tmp_path / "cancelled").rmdir()
+    assert track() == ("unknown", [])

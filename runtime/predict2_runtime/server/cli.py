@@ -15,7 +15,7 @@ from types import FrameType
 from predict2_runtime import following
 from predict2_runtime.policy import REASONER_KEY_VARIABLE, TEXT_GUARD_KEY_VARIABLE, Policy
 from predict2_runtime.stalls import find_stalled
-from predict2_spec.errors import Predict2Error, ServerUnavailableError
+from predict2_spec.errors import Predict2Error, ServerUnavailableError, in_words
 
 from . import checks, configs, inspection, launch, owner, tracing
 from .tritonserver import find_tritonserver
@@ -161,9 +161,8 @@ def _run(server: launch.Server, args: argparse.Namespace, policy: Policy, signal
             _check_alive(server, models, args.stage_timeout)
             time.sleep(0.1)
     finally:
-        if command is not None and command.poll() is None:
-            command.terminate()
-            command.wait()
+        if command is not None:
+            _end(command, signals)
     return 130 if command else 0
 
 
@@ -192,6 +191,16 @@ def _start_command(command: Sequence[str], ports: launch.Ports) -> subprocess.Po
     return subprocess.Popen(list(command), env={**inherited, **urls})
 
 
+def _end(command: subprocess.Popen[bytes], signals: _Signals) -> None:
+    """Have a command end, at the latest when everything is to end now."""
+    if command.poll() is None:
+        command.terminate()
+    while command.poll() is None:
+        if signals.now():
+            command.kill()
+        time.sleep(0.05)
+
+
 def _check(args: argparse.Namespace) -> int:
     failed = False
     for finding in inspection.inspect(args):
@@ -205,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(sys.argv[1:] if argv is None else list(argv))
     if args.check:
         return _check(args)
+    signals = _Signals()  # before there is anything to clean up
     try:
         traces = tracing.trace_arguments(args.trace, args.trace_rate)
         preset = checks.check_repository(args.repository)
@@ -219,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             view = Path(work_folder) / "models"
             configs.write_view(args.repository, view, configs.load_from(args))
             triton = find_tritonserver(Path(work_folder))
-            signals, failed = _Signals(), True
+            failed = True
             server = launch.start(
                 triton,
                 view,
@@ -238,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return code
             finally:
                 launch.stop(server, args.exit_timeout, lambda: failed or signals.now())
-    except Predict2Error as error:
-        print(f"predict2-serve: {error}", file=sys.stderr)
+    except (Predict2Error, OSError) as error:
+        print(f"predict2-serve: {in_words(error)}", file=sys.stderr)
         return 1
 
 

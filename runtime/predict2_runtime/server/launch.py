@@ -3,13 +3,13 @@
 
 import contextlib
 import ctypes
+import http.client
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ _SHARED_MEMORY = "shared-memory"  # any region of /dev/shm by its name, to read 
 # Over HTTP Triton 2.51 allocates what the shape in a JSON body says before it looks at the model: a hundred bytes end
 # the server. Over gRPC it doesn't.
 _INFERENCE = "inference"
+# A machine's http_proxy is not for what runs on the machine itself.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,9 @@ def wait_until_ready(server: Server, timeout_s: float, should_stop: Callable[[],
                 f"tritonserver ended with code {server.process.returncode} while starting; the lines above say why"
             )
         try:
-            with urllib.request.urlopen(url, timeout=1):
+            with _DIRECT.open(url, timeout=1):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             time.sleep(0.1)
     raise ServerUnavailableError(
         f"tritonserver wasn't ready after {timeout_s:g} s; give it longer with --start-timeout"
@@ -216,7 +218,8 @@ def stop(server: Server, timeout_s: float, now: Callable[[], bool]) -> None:
         timeout_s: how long running requests get.
         now: asked again and again; when it says so, waiting is over.
     """
-    drain.stop_taking(server.run_folder)
+    with contextlib.suppress(OSError):  # a full disk must not keep it running
+        drain.stop_taking(server.run_folder)
     _wait(timeout_s, lambda: now() or _ended(server) or not drain.count_running(server.run_folder))
     if not _ended(server) and not now():
         server.process.terminate()
