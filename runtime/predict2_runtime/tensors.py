@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from predict2_spec.errors import InvalidRequestError
-from predict2_spec.limits import LIMITS, Limits
+from predict2_spec.limits import LIMITS, MAX_TEXT_BYTES, Limits
 from predict2_spec.presets import Task
 from predict2_spec.requests import FIELD_TYPES, REQUESTS, Request
 from predict2_spec.tensors import MODELS, Model, Tensor
@@ -44,7 +44,7 @@ def from_tensors(tensors: Iterable[Tensor], received: Iterable[Any]) -> dict[str
     """Triton tensors as arrays; BYTES become a list of str.
 
     Raises:
-        InvalidRequestError: a text is not UTF-8.
+        InvalidRequestError: a text is not UTF-8, or longer than any may be.
     """
     dtypes = {tensor.name: tensor.dtype for tensor in tensors}
     return {t.name(): _from_array(t, dtypes[t.name()]) for t in received if t is not None}
@@ -67,6 +67,11 @@ def _from_array(tensor: Any, dtype: str) -> Any:
 
 
 def _decode(name: str, array: Any) -> list[str]:
+    longest = max(map(len, array.ravel()), default=0)
+    if longest > MAX_TEXT_BYTES:
+        raise InvalidRequestError(
+            f"{name} has {longest} bytes; no text may have more than {MAX_TEXT_BYTES}. Shorten it"
+        )
     try:
         return [bytes(item).decode() for item in array.ravel()]
     except UnicodeDecodeError as error:

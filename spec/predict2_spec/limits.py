@@ -36,8 +36,14 @@ class Limits:
 LIMITS = Limits()
 # gRPC's messages end at 2 GiB, and something else travels with a file.
 MAX_FILE_BYTES = 2**31 - 2**20
+# Of any one text. A longer one isn't even read: the log's list of its words alone would take many times its size.
+MAX_TEXT_BYTES = 2**20
 # What no owner can allow.
-_MOST: dict[str, float] = {"media_bytes": MAX_FILE_BYTES, "num_generations": MAX_GENERATIONS}
+_MOST: dict[str, float] = {
+    "prompt_bytes": MAX_TEXT_BYTES,
+    "media_bytes": MAX_FILE_BYTES,
+    "num_generations": MAX_GENERATIONS,
+}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _VALUE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:([KMG]I?)?B?)", re.IGNORECASE)
 

@@ -4,6 +4,7 @@ import pytest
 
 from predict2_runtime.tensors import from_tensors, parse_request, to_tensors
 from predict2_spec.errors import InvalidRequestError
+from predict2_spec.limits import MAX_TEXT_BYTES
 from predict2_spec.presets import TASKS
 from predict2_spec.requests import Text2ImageRequest, Video2WorldRequest
 from predict2_spec.tensors import MODELS
@@ -24,6 +25,13 @@ def test_arrays_survive_the_way_to_triton_and_back(pb_utils):
     assert back["guidance"].tolist() == [0.1]
     assert back["image"].tolist() == [1, 2]
     assert sorted(back) == sorted(values)
+
+
+def test_a_text_that_no_limit_allows_is_refused_before_anything_reads_it(pb_utils):
+    model = MODELS["text2image"]
+    received = to_tensors(pb_utils, model.inputs, {"prompt": "x" * (MAX_TEXT_BYTES + 1)})
+    with pytest.raises(InvalidRequestError, match="prompt has 1048577 bytes; no text may"):
+        from_tensors(model.inputs, received)
 
 
 def test_a_request_is_parsed_with_defaults_for_what_is_left_out():

@@ -39,6 +39,7 @@ def test_a_limit_is_read(text, limit):
         ("media_bytes=64 beers", "64MB and 64MiB are understood"),
         ("media_bytes=2GiB", f"up to {MAX_FILE_BYTES}"),
         ("num_generations=17", "up to 16"),
+        ("prompt_bytes=2MiB", "up to 1048576"),
     ],
 )
 def test_what_is_no_limit_is_refused(text, message):
