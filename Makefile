@@ -23,7 +23,10 @@ TENSORRT_FLAVOUR ?= tensorrt
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt
+# A library that was made of other sources would be called with arguments that it doesn't take.
+KERNELS := $(wildcard kernels/*.cpp $(foreach kind,cu cuh cpp h,kernels/*/*.$(kind) kernels/include/predict2/*.$(kind)))
+
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check -c constraints.txt -e ".[server,export,test,dev]"
 	touch $@
