@@ -3,7 +3,8 @@
 
 python -m benchmarks.gpu               all sections that haven't passed with these sources
 python -m benchmarks.gpu --list        their names, and which have passed
-python -m benchmarks.gpu NAME...       these, whatever was before; "time-2b-*" names all that begin so
+python -m benchmarks.gpu NAME...       these, whatever was before; "time-2b-*" names all that begin so; the kernels are
+                                       built first if they weren't of these sources
 
 A section that fails doesn't stop those after it, except that nothing is timed before the kernels are right.
 """
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -174,6 +175,13 @@ def run_all(sections: Sequence[Section]) -> dict[str, str]:
     return failures
 
 
+def with_build(chosen: Sequence[Section], done: Container[str]) -> list[Section]:
+    """Sections, after the build if it is still to be done: the engine takes plain torch where there are no kernels."""
+    use_kernels = any(s.name.startswith(("test-", "sanitize-", "time-", "level-")) for s in chosen)
+    build = [s for s in SECTIONS if s.name == "build" and s.name not in done]
+    return list(dict.fromkeys([*(build if use_kernels else ()), *chosen]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the arguments name; 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.split("\n")[0])
@@ -190,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{', '.join(unknown)}: no such section; --list names them")
     chosen = list(dict.fromkeys(s for sections in named.values() for s in sections))
     wanted = chosen or [s for s in SECTIONS if s.name not in done]
-    failures = run_all(wanted)
+    failures = run_all(with_build(wanted, done))
     for name, reason in failures.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0

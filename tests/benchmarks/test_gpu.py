@@ -80,6 +80,19 @@ def test_a_pattern_names_every_section_that_it_fits_once(tmp_path, monkeypatch):
     assert ran.read_text() == "a-1a-2"
 
 
+def test_what_uses_kernels_is_run_after_their_build(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    names = ("build", "time-a", "report")
+    write = [f"open({str(ran)!r}, 'a').write({name + ' '!r})" for name in names]
+    monkeypatch.setattr(gpu, "SECTIONS", tuple(map(section, names, write)))
+    for name in ("report", "time-a", "time-a", "build"):  # built once, unless it is asked for
+        assert gpu.main([name]) == 0
+    assert ran.read_text() == "report build time-a time-a build "
+    monkeypatch.setattr(gpu, "sources", lambda: "changed")
+    assert gpu.main(["time-*"]) == 0
+    assert ran.read_text().endswith("build build time-a ")
+
+
 def test_an_unknown_section_is_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["time-nothing"])
