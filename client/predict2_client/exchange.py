@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from tritonclient.grpc import service_pb2
 
+from predict2_spec.admission import IS_RUNNING
 from predict2_spec.errors import (
     InvalidRequestError,
     Predict2Error,
@@ -220,9 +221,9 @@ class Exchange:
         answer = await self._send(job)
         if not isinstance(answer, Ended) or not self._tracks:
             return answer
-        # Sent again by the same id it is refused while the first still runs.
-        refused = again and isinstance(answer.error, InvalidRequestError)
-        if answer.trouble == "lost" or refused:
+        # Sent again by the same id it is refused while the first still runs. Refused for another reason, it is not ours.
+        runs = again and IS_RUNNING in str(answer.error)
+        if answer.trouble == "lost" or runs:
             async with self._cancelling(job.request_id):
                 found = await self._wait_for(job.request_id, job.on_event, job.deadline)
             if found is not None and not (job.more and isinstance(found, Result)):

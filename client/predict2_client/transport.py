@@ -103,8 +103,16 @@ def _failed(error: Any) -> CallFailedError:
 
 
 _WAKE_S = 0.2
-_CLOSED = CallFailedError("CANCELLED", "the call was cancelled or the client closed")
 _END = object()
+
+
+def _closed() -> CallFailedError:
+    return CallFailedError("CANCELLED", "the call was cancelled or the client closed")
+
+
+def _unreadable(error: Exception) -> CallFailedError:
+    """The end of a call whose reader failed: whoever waits must hear of it, or waits for ever."""
+    return CallFailedError("INTERNAL", f"the answer can't be read ({error!r:.200})")
 
 
 def _unwrapped(response: Any) -> Any:
@@ -134,7 +142,7 @@ class _BlockingCall:
                 )
                 self._call.add_done_callback(self._read_answer)
         except ValueError:  # of a closed channel
-            self._answers.put(_CLOSED)
+            self._answers.put(_closed())
 
     def _read_stream(self) -> None:
         last: Any = _END
@@ -145,6 +153,8 @@ class _BlockingCall:
             last = _failed(error)
         except CallFailedError as error:
             last = error
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            last = _unreadable(error)
         self._answers.put(last)
 
     def _read_answer(self, call: Any) -> None:
@@ -154,7 +164,9 @@ class _BlockingCall:
         except grpc.RpcError as error:
             self._answers.put(_failed(error))
         except grpc.FutureCancelledError:
-            self._answers.put(_CLOSED)
+            self._answers.put(_closed())
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._answers.put(_unreadable(error))
 
     def __aiter__(self) -> "_BlockingCall":
         return self
@@ -255,7 +267,7 @@ class _AsyncioCall:
             else:
                 self._call = getattr(stub, method)(message, timeout=timeout_s, metadata=headers)
         except grpc.aio.UsageError:  # of a closed channel
-            self._answers.put_nowait(_CLOSED)
+            self._answers.put_nowait(_closed())
         else:
             self._reader = asyncio.create_task(self._read(method == STREAM))
 
@@ -272,7 +284,9 @@ class _AsyncioCall:
         except CallFailedError as error:
             last = error
         except (asyncio.CancelledError, grpc.aio.UsageError):
-            last = _CLOSED
+            last = _closed()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            last = _unreadable(error)
         self._answers.put_nowait(last)
 
     def __aiter__(self) -> "_AsyncioCall":

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from predict2_client import AsyncClient, Client, exchange, patience
+from predict2_client import AsyncClient, Client, exchange, patience, transport
+from predict2_spec.admission import IS_RUNNING
 from predict2_spec.errors import (
     BlockedError,
     BusyError,
     InvalidRequestError,
     RequestCancelledError,
     RequestExpiredError,
+    ServerError,
     ServerUnavailableError,
 )
 from predict2_spec.requests import Text2ImageRequest, Video2WorldRequest
@@ -197,12 +199,31 @@ def test_request_that_runs_when_it_is_sent_again_is_waited_for(do, server, respo
     def unary(request, context):
         if len(server.requests) == 1:
             context.abort(grpc.StatusCode.UNAVAILABLE, CLOSED)
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a request with id x is running")
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a request with id x {IS_RUNNING}")
 
     server.unary = unary
     knows(UNKNOWN, RUNNING, DONE)
     assert do("generate", REQUEST).media == b"kept"
     assert len(server.requests) == 2
+
+
+def test_result_of_another_request_of_the_same_id_is_not_taken(do, server, knows):
+    def unary(request, context):
+        if len(server.requests) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+        words = "request id my-request was used for a request of other content"
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+
+    server.unary = unary
+    knows(DONE)
+    with pytest.raises(InvalidRequestError, match="other content"):
+        do("generate", REQUEST, request_id="my-request", terms={"retry_for_s": 60.0})
+
+
+def test_answer_that_cannot_be_read_ends_the_wait(do, monkeypatch):
+    monkeypatch.setattr(transport, "_unwrapped", lambda response: response.no_such_field)
+    with pytest.raises(ServerError, match=r"the answer can't be read .*no_such_field"):
+        do("generate", REQUEST, ignore)
 
 
 def test_refused_request_is_not_sent_again(do, server, fail, knows):
