@@ -36,13 +36,8 @@ class Proxy:
         files = ["-keyout", folder / "server.key", "-out", self.ca_file]
         subprocess.run([*_CERTIFICATE.split(), *files], check=True, capture_output=True)
         (folder / "tokens.map").write_text(f'"Bearer {self.token}" rehearsal;\n')
-        own = "".join(
-            f"{kind}_temp_path {folder}/{kind};"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        text = CONFIGURATION.read_text()
-        text = re.sub(r"listen 8443", f"listen 127.0.0.1:{port}", text)
-        (folder / "nginx.conf").write_text(text.replace("server_tokens off;", f"server_tokens off; {own}"))  # fmt: skip
+        text = re.sub(r"listen 8443", f"listen 127.0.0.1:{port}", CONFIGURATION.read_text())
+        (folder / "nginx.conf").write_text(text)
         self._write(upstream)
 
     def __enter__(self) -> "Proxy":

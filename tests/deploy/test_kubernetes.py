@@ -14,11 +14,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from predict2_client.exchange import DEFAULT_LEASE_S
 from predict2_export.shared_memory import shared_memory_bytes
 from predict2_spec.presets import find_preset
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OBSERVABILITY = ROOT.parent / "observability"
+FOLLOW = ROOT.parent / "proxy" / "follow.sh"
 OVERLAYS = sorted(path.name for path in (ROOT / "overlays").iterdir())
 RELEASES = ("1.33", "1.35", "1.37")
 MINUTES = 60
@@ -241,6 +243,30 @@ def test_a_stop_leaves_running_requests_their_time(overlay):
     assert drains >= LONGEST_REQUEST_S[overlay]
     ends_in_order_s = 20 + 10  # Triton's own end, as predict2-serve waits for it, and the rest
     assert pod["terminationGracePeriodSeconds"] >= waits + drains + ends_in_order_s
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_server_ends_after_the_proxy_left_it_and_before_leases_do(overlay):
+    """Who renews a lease no longer reaches a server that is to end; told to end, it doesn't look at leases."""
+    _, container = server(overlay)
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    looks = int(re.search(r"^  sleep (\d+)", FOLLOW.read_text(), re.MULTILINE)[1])
+    dns_cache = 5  # CoreDNS's, of Kubernetes' names
+    assert waits > dns_cache + looks
+    assert waits < DEFAULT_LEASE_S * 2 / 3  # it is renewed every third of it
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_proxy_knows_every_server_that_is_ready(overlay):
+    (proxy,) = dict(pods(overlay))["predict2-proxy"]["containers"]
+    _, script, name, port = proxy["command"]
+    (found,) = [c for c in of_kind(overlay, "ConfigMap") if "nginx.conf" in c["data"]]
+    assert script == "/etc/predict2/follow.sh"
+    assert found["data"]["follow.sh"] == FOLLOW.read_text()
+    (service,) = [s for s in of_kind(overlay, "Service") if s["metadata"]["name"] == name]
+    assert int(port) in {p["port"] for p in service["spec"]["ports"]}
+    assert service["spec"]["clusterIP"] == "None"
+    assert not service["spec"].get("publishNotReadyAddresses")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
