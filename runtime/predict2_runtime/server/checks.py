@@ -4,6 +4,7 @@
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from predict2_runtime.engines import read_manifest
@@ -44,41 +45,31 @@ def check_repository(repository: Path) -> Preset:
     return preset
 
 
-def check_ports(address: str, ports: Mapping[str, int]) -> None:
-    """Every port must be free.
+def choose_ports(address: str, ports: Mapping[str, int]) -> dict[str, int]:
+    """The ports to listen on: those given, and for each 0 one that nobody listens on now.
 
     Raises:
-        ServerUnavailableError: one is taken, or the address is not this machine's.
+        ServerUnavailableError: one is taken or given twice, or the address is not this machine's.
     """
-    for name, port in ports.items():
-        try:
-            _bind(address, port)
-        except OSError as error:
-            raise ServerUnavailableError(
-                f"{name} {port} on {address} can't be used ({error.strerror}); "
-                f"stop what uses it or choose another with --{name}"
-            ) from error
+    chosen: dict[str, int] = {}
+    with ExitStack() as held:  # until all are known: else two could be the same
+        for name, port in sorted(ports.items(), key=lambda item: not item[1]):  # given ones first
+            try:
+                probe = held.enter_context(_listen(address, port))
+            except OSError as error:
+                raise ServerUnavailableError(
+                    f"{name} {port} on {address} can't be used ({error.strerror}); "
+                    f"stop what uses it or choose another with --{name}"
+                    if port
+                    else f"--address {address} can't be used ({error.strerror}); give one of this machine's"
+                ) from error
+            chosen[name] = probe.getsockname()[1]
+    return chosen
 
 
-def free_port(address: str) -> int:
-    """A port nobody listens on now.
-
-    Raises:
-        ServerUnavailableError: the address is not this machine's.
-    """
-    try:
-        return _bind(address, 0)
-    except OSError as error:
-        raise ServerUnavailableError(
-            f"--address {address} can't be used ({error.strerror}); give one of this machine's"
-        ) from error
-
-
-def _bind(address: str, port: int) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address, port))
-        return int(probe.getsockname()[1])
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family)  # which reuses what just ended
 
 
 def check_command(command: Sequence[str]) -> None:

@@ -125,14 +125,9 @@ class _Signals:
 
 
 def _ports(args: argparse.Namespace) -> launch.Ports:
-    chosen = [
-        port or checks.free_port(args.address)
-        for port in (args.http_port, args.grpc_port, args.metrics_port)
-    ]
-    ports = launch.Ports(args.address, *chosen)
-    named = {"http-port": ports.http, "grpc-port": ports.grpc, "metrics-port": ports.metrics}
-    checks.check_ports(ports.address, named)
-    return ports
+    asked = {"http-port": args.http_port, "grpc-port": args.grpc_port, "metrics-port": args.metrics_port}  # fmt: skip
+    chosen = checks.choose_ports(args.address, asked)
+    return launch.Ports(args.address, *(chosen[name] for name in asked))
 
 
 def _run(server: launch.Server, args: argparse.Namespace, policy: Policy, signals: _Signals) -> int:

@@ -77,7 +77,7 @@ def _shared_memory() -> str:
 def _ports(args: argparse.Namespace) -> str:
     ports = {"http-port": args.http_port, "grpc-port": args.grpc_port, "metrics-port": args.metrics_port}  # fmt: skip
     chosen = {name: port for name, port in ports.items() if port}
-    checks.check_ports(args.address, chosen)
+    checks.choose_ports(args.address, chosen)
     named = ", ".join(f"{name} {port}" for name, port in chosen.items())
     return f"{named or 'any'} free on {args.address}"
 

@@ -54,16 +54,28 @@ def test_a_taken_port_is_named_with_its_option():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServerUnavailableError, match=f"grpc-port {port} .* with --grpc-port"):
-            checks.check_ports("127.0.0.1", {"grpc-port": port})
+            checks.choose_ports("127.0.0.1", {"grpc-port": port})
 
 
 def test_an_address_that_is_not_here_is_refused():
     with pytest.raises(ServerUnavailableError, match=r"on 192\.0\.2\.1 can.t be used"):
-        checks.check_ports("192.0.2.1", {"http-port": 8000})
+        checks.choose_ports("192.0.2.1", {"http-port": 8000})
+    with pytest.raises(ServerUnavailableError, match=r"--address 192\.0\.2\.1 can.t be used"):
+        checks.choose_ports("192.0.2.1", {"http-port": 0})
 
 
-def test_a_free_port_is_free():
-    checks.check_ports("127.0.0.1", {"http-port": checks.free_port("127.0.0.1")})
+def test_a_port_given_twice_is_refused():
+    free = checks.choose_ports("127.0.0.1", {"http-port": 0})["http-port"]
+    with pytest.raises(ServerUnavailableError, match=f"grpc-port {free} .* with --grpc-port"):
+        checks.choose_ports("127.0.0.1", {"http-port": free, "grpc-port": free})
+
+
+def test_ports_that_are_chosen_are_free_and_no_two_the_same():
+    asked = {"http-port": 0, "grpc-port": 0, "metrics-port": 0}
+    for _ in range(100):
+        chosen = checks.choose_ports("127.0.0.1", asked)
+        assert len(set(chosen.values())) == 3
+        assert checks.choose_ports("127.0.0.1", chosen) == chosen
 
 
 def test_too_little_shared_memory_says_how_to_get_more(monkeypatch, tmp_path):
