@@ -68,8 +68,17 @@ def choose_ports(address: str, ports: Mapping[str, int]) -> dict[str, int]:
 
 
 def _listen(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family)  # which reuses what just ended
+    probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # what just ended, as Triton does
+        probe.bind((address, port))
+        probe.listen()  # two that only are bound may share a port
+    except OSError:
+        probe.close()
+        raise
+    return probe
 
 
 def check_command(command: Sequence[str]) -> None:

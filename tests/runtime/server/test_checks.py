@@ -53,7 +53,10 @@ def test_a_taken_port_is_named_with_its_option():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ServerUnavailableError, match=f"grpc-port {port} .* with --grpc-port"):
+        with pytest.raises(
+            ServerUnavailableError,
+            match=rf"grpc-port {port} .* \(Address already in use\); .* with --grpc-port",
+        ):
             checks.choose_ports("127.0.0.1", {"grpc-port": port})
 
 
