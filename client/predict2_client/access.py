@@ -12,13 +12,14 @@ from predict2_spec.errors import InvalidRequestError
 
 # Of a call about one request: proxies send all calls about it to the same server (deploy/proxy).
 REQUEST_HEADER = "predict2-request"
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
+# Not a name such as 127.example.org.
+_LOCAL = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\]):\d+")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 def is_local(url: str) -> bool:
     """Whether the address is this machine's own."""
-    return url.startswith(_LOOPBACK)
+    return bool(_LOCAL.fullmatch(url))
 
 
 @dataclass(frozen=True)

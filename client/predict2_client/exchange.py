@@ -57,6 +57,7 @@ _STREAM_END_S = 5.0
 _CANCELLED_END_S = 2.0
 _LATE_S = 2.0  # after the time limit, so that the server's own words arrive
 _POLL_S = 1.0
+_FOR_EVER_S = 10 * 365 * 24 * 3600.0  # gRPC and Triton can't count much further
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Terms:
     on_retry: OnRetry | None = None  # told why there is a pause, and of how many seconds
 
     def __post_init__(self) -> None:
-        if not MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S:
+        if type(self.lease_s) is not int or not MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S:
             raise InvalidRequestError(
-                f"lease_s {self.lease_s} must be between {MIN_LEASE_S} and {MAX_LEASE_S}"
+                f"lease_s {self.lease_s!r:.40} must be a whole number between {MIN_LEASE_S} and {MAX_LEASE_S}"
             )
         if not 0 <= self.retry_for_s < math.inf:
             raise InvalidRequestError(f"retry_for_s {self.retry_for_s} must be 0 or more")
@@ -90,6 +91,19 @@ class _Job:
     on_event: OnEvent | None
     deadline: float  # of time.monotonic()
     more: bool = False  # its result holds what `tracking` doesn't bring
+
+
+def _deadline(timeout_s: float | None) -> float:
+    """When a time limit that begins now is over, of time.monotonic(); infinity without one.
+
+    Raises:
+        InvalidRequestError: it is negative or NaN.
+    """
+    if timeout_s is None or timeout_s > _FOR_EVER_S:
+        return math.inf
+    if not timeout_s >= 0:
+        raise InvalidRequestError(f"timeout_s {timeout_s} must be 0 or more")
+    return time.monotonic() + timeout_s
 
 
 class Exchange:
@@ -150,7 +164,7 @@ class Exchange:
         """Send a request until it is accepted, and wait for its result wherever that comes from."""
         request_id = request_id or uuid4().hex
         check_request_id(request_id)
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         job = _Job(request_id, message, on_event, deadline, more=more)
         self._running.add(request_id)
         try:
@@ -160,7 +174,7 @@ class Exchange:
 
     async def judge(self, message: Any, timeout_s: float | None) -> Judgement:
         """Ask the critic, which is not followed: asking again costs little."""
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
 
         async def attempt(again: bool) -> Judgement | Ended:
             left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
@@ -190,7 +204,7 @@ class Exchange:
     ) -> Result:
         """The result of a request sent before, as soon as it is there."""
         check_request_id(request_id)
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         answer = await self._wait_for(request_id, on_event, deadline)
         if isinstance(answer, Result):
             return answer

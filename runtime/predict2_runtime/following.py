@@ -178,9 +178,10 @@ class Record:
 
     def release(self) -> None:
         """Let the id go."""
-        shutil.rmtree(self._folder, ignore_errors=True)
         with suppress(OSError):  # what can't be removed costs nobody his result
             self.state.cancelled(self.name).unlink(missing_ok=True)
+        # Last, for then the next of this id may begin, and be cancelled.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def note(self, event: Event) -> None:
         """Tell how far it is. A full disk hides progress and stops nothing."""

@@ -118,8 +118,9 @@ def test_waiting_for_a_server_that_lets_nobody_in_ends_at_once(encrypted):
 
 @FACES
 def test_a_token_never_crosses_a_network_in_the_clear(face):
-    with pytest.raises(InvalidRequestError, match="in the clear; use TLS"):
-        face("example.org:8001", token=TOKEN)
+    for url in ("example.org:8001", "127.example.org:8001", "localhost.example.org:8001"):
+        with pytest.raises(InvalidRequestError, match="in the clear; use TLS"):
+            face(url, token=TOKEN)
     face("127.0.0.1:8001", token=TOKEN)
 
 

@@ -144,11 +144,27 @@ def test_id_that_can_not_be_one_is_refused_before_anything_is_sent(do, server, r
     assert server.requests == server.asked == []
 
 
-@pytest.mark.parametrize("terms", [{"lease_s": 1}, {"lease_s": 3601}, {"retry_for_s": -1.0}])
+@pytest.mark.parametrize(
+    "terms",
+    [{"lease_s": 1}, {"lease_s": 3601}, {"lease_s": 2.5}, {"lease_s": "30"}, {"retry_for_s": -1.0}],
+)
 def test_terms_outside_their_limits_are_refused(terms):
     for face in (Client, AsyncClient):
         with pytest.raises(InvalidRequestError, match=next(iter(terms))):
             face("127.0.0.1:1", **terms)
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, float("nan")])
+def test_time_limit_that_is_none_is_refused_before_anything_is_sent(do, server, timeout_s):
+    with pytest.raises(InvalidRequestError, match=f"timeout_s {timeout_s} must be 0 or more"):
+        do("generate", REQUEST, timeout_s=timeout_s)
+    assert server.requests == server.asked == []
+
+
+@pytest.mark.parametrize("timeout_s", [1e13, 1e300, float("inf")])
+def test_time_limit_beyond_all_counting_is_none(do, server, timeout_s):
+    assert do("generate", REQUEST, timeout_s=timeout_s).media == b"picture"
+    assert "timeout" not in parameters(server.requests[0])
 
 
 @MODES

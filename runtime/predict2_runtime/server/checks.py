@@ -70,9 +70,8 @@ def choose_ports(address: str, ports: Mapping[str, int]) -> dict[str, int]:
 def _listen(address: str, port: int) -> socket.socket:
     probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # what just ended, as Triton does
+        # Triton does so too: what just ended may be used again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((address, port))
         probe.listen()  # two that only are bound may share a port
     except OSError:
