@@ -2,13 +2,15 @@
 """`predict2-serve`: start Triton over a repository, wait until it is ready, stop it cleanly."""
 
 import argparse
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -196,6 +198,19 @@ def _end(command: subprocess.Popen[bytes], signals: _Signals) -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards, and that a cleaner of temporary files leaves alone until then."""
+    with tempfile.TemporaryDirectory(prefix="predict2-serve-") as folder:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # of file systems that know no such locks
+                fcntl.flock(handle, fcntl.LOCK_SH)  # systemd-tmpfiles heeds it
+            yield Path(folder)
+        finally:
+            os.close(handle)
+
+
 def _check(args: argparse.Namespace) -> int:
     failed = False
     for finding in inspection.inspect(args):
@@ -219,17 +234,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ports = _ports(args)
         with (
             following.taken_over(policy),
-            tempfile.TemporaryDirectory(prefix="predict2-serve-") as work_folder,
+            _work_folder() as work_folder,
         ):
-            view = Path(work_folder) / "models"
+            view = work_folder / "models"
             configs.write_view(args.repository, view, configs.load_from(args))
-            triton = find_tritonserver(Path(work_folder))
+            triton = find_tritonserver(work_folder)
             failed = True
             server = launch.start(
                 triton,
                 view,
                 ports,
-                Path(work_folder),
+                work_folder,
                 policy,
                 verbose=args.verbose,
                 opened=launch.Opened(

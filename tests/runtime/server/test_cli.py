@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -22,6 +24,15 @@ def test_a_command_ends_with_the_server_and_by_a_second_signal_at_once(program, 
             command.stdout.readline()  # it ignores SIGTERM from here on
         cli._end(command, _Signals(second))
         assert command.poll() is not None
+
+
+def test_what_a_server_works_in_is_locked_against_cleaners_and_gone_afterwards():
+    with cli._work_folder() as folder:
+        handle = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(monkeypatch, capsys, tmp_path):
