@@ -87,7 +87,9 @@ class StateFolder:
     def _made(self, name: str, request_id: str, digest: str) -> Kept | None:
         kept = self.ended.find(name, with_outputs=True)
         if kept and kept.digest != digest:
-            raise _other_content(request_id)
+            raise InvalidRequestError(
+                f"request id {request_id} was used for a request of other content; send another id"
+            )
         return kept if kept and kept.done and kept.whole else None
 
     def look(self, request_id: str, *, fetch: bool = False) -> tuple[RequestState, Outputs]:
@@ -163,10 +165,11 @@ class Record:
         try:
             self._folder.mkdir(mode=0o700)
         except FileExistsError:
-            if _read_digest(self._folder) not in ("", self.digest):
-                raise _other_content(request_id) from None
+            reason = "and other content is running; ask the model tracking about it"
+            if _read_digest(self._folder) in ("", self.digest):
+                reason = IS_RUNNING  # whoever sent the same again waits for its result then
             raise InvalidRequestError(
-                f"a request with id {request_id} {IS_RUNNING}, or send another id"
+                f"a request with id {request_id} {reason}, or send another id"
             ) from None
         try:
             text = json.dumps({"digest": self.digest, "lease_s": self.lease_s})
@@ -320,12 +323,6 @@ def _lock(handle: int, folder: Path) -> None:
         ) from error
     except OSError as error:
         log.warning("%s can't be locked (%s); use it for one server only", folder, error.strerror)
-
-
-def _other_content(request_id: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"request id {request_id} was used for a request of other content; send another id"
-    )
 
 
 def _name(request_id: str) -> str:
