@@ -112,7 +112,7 @@ def _closed() -> CallFailedError:
 
 def _unreadable(error: Exception) -> CallFailedError:
     """The end of a call whose reader failed: whoever waits must hear of it, or waits for ever."""
-    return CallFailedError("INTERNAL", f"the answer can't be read ({error!r:.200})")
+    return CallFailedError("INTERNAL", f"the call ended without a result to read ({error!r:.200})")
 
 
 def _unwrapped(response: Any) -> Any:

@@ -238,7 +238,7 @@ def test_result_of_another_request_of_the_same_id_is_not_taken(do, server, knows
 
 def test_answer_that_cannot_be_read_ends_the_wait(do, monkeypatch):
     monkeypatch.setattr(transport, "_unwrapped", lambda response: response.no_such_field)
-    with pytest.raises(ServerError, match=r"the answer can't be read .*no_such_field"):
+    with pytest.raises(ServerError, match=r"without a result to read .*no_such_field"):
         do("generate", REQUEST, ignore)
 
 
