@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from predict2_spec import tensors
+from predict2_spec.limits import LIMITS
 from predict2_spec.networks import LATENT_CHANNELS
 from predict2_spec.presets import Preset
 from predict2_spec.video import VideoShape
@@ -15,11 +16,21 @@ MIB = 2**20
 # Triton's Python backend gives each process a region, which grows by as much and never shrinks.
 _REGION = MIB
 _CALLERS = (*tensors.TASK_MODELS, tensors.GENERATE, tensors.BEST_OF_N)
+# Those that are handed uploaded files.
+_UPLOADS = (
+    tensors.MODELS["video2world"],
+    tensors.GENERATE,
+    tensors.BEST_OF_N,
+    tensors.PROMPT_REFINER,
+    tensors.CRITIC,
+)
 # They look at whole clips at most.
 _WATCHERS = (tensors.PROMPT_REFINER, tensors.CRITIC, tensors.REASONER)
 
 
-def shared_memory_bytes(preset: Preset, instances: Mapping[str, int]) -> int:
+def shared_memory_bytes(
+    preset: Preset, instances: Mapping[str, int], upload_bytes: int = LIMITS.media_bytes
+) -> int:
     """The sum of all regions once every process has had its largest call: tensors in and out together.
 
     A model that calls another holds that call's tensors as well as the called one does. Its own largest is the frame
@@ -28,11 +39,14 @@ def shared_memory_bytes(preset: Preset, instances: Mapping[str, int]) -> int:
     Args:
         preset: what is served, at its largest size.
         instances: processes of each model by name; models that aren't there have none.
+        upload_bytes: the largest file that is uploaded. A larger one is refused, but has come that far.
     """
     frames, latents = _largest(preset)
-    sizes = dict.fromkeys(instances, 0)
+    sizes = dict.fromkeys((*instances, *(m.name for m in _UPLOADS)), 0)
     sizes |= {model.name: 3 * frames for model in _CALLERS}
     sizes |= {model.name: frames for model in _WATCHERS}
+    for model in _UPLOADS:
+        sizes[model.name] += upload_bytes
     sizes[tensors.GUARDRAIL_VIDEO.name] = 2 * frames
     sizes[tensors.VAE_DECODER.name] = sizes[tensors.VAE_ENCODER.name] = frames + latents
     text = FP32_BYTES * preset.text_encoder.num_tokens * preset.text_encoder.width

@@ -9,7 +9,7 @@ from typing import Any
 
 from predict2_spec.errors import Predict2Error, ServerError
 from predict2_spec.results import Event
-from predict2_spec.tensors import ERROR, EVENT, Model
+from predict2_spec.tensors import ERROR, EVENT, LANGUAGE_STAGES, Model
 
 from .bls import REQUEST_ID, TRACE
 from .door import check_caller
@@ -45,7 +45,8 @@ def serve_stage(
 ) -> list[Any]:
     """Answer each request of a stage by itself; one that fails doesn't touch the others."""
     terms = Terms(check_caller=partial(check_caller, model, environment=os.environ))
-    folder = run_folder(os.environ)
+    # Those of language models wait for one another, as long as the owner lets an answer take.
+    folder = None if model in LANGUAGE_STAGES else run_folder(os.environ)
 
     def handler(inputs: Arrays, progress: Progress) -> Outputs:
         with at_work(folder, model.name):

@@ -128,7 +128,7 @@ def refining_server(toy_repository, sage, tmp_path_factory, serve_class):
     (folder / "tmp").mkdir()
     serve = serve_class(
         folder / "log.txt", toy_repository, "--reasoner", f"{sage.endpoint.url}#sage",
-        "--allow-disable-guardrail", "--guard-pictures", "--language-timeout", "20",
+        "--allow-disable-guardrail", "--guard-pictures", "--language-timeout", "20", "--allow-stage-calls",
         TMPDIR=str(folder / "tmp"), PREDICT2_REASONER_API_KEY="a secret key",
     )  # fmt: skip
     try:
@@ -247,7 +247,7 @@ def thinking_server(toy_repository, tiny_reasoner, tiny_llama_guard, tmp_path_fa
     guard = tiny_llama_guard.rename(tiny_llama_guard.with_name("Llama-Guard-3-tiny"))
     serve = serve_class(
         folder / "log.txt", repository, "--reasoner", tiny_reasoner, "--text-guard", guard,
-        "--offload-prompt-refiner", "--language-timeout", "300", TMPDIR=str(folder / "tmp"),
+        "--offload-prompt-refiner", "--language-timeout", "300", "--allow-stage-calls", TMPDIR=str(folder / "tmp"),
     )  # fmt: skip
     try:
         yield serve.wait_until_ready()
