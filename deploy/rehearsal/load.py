@@ -3,11 +3,15 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from predict2_client import Client
 from predict2_spec.errors import Predict2Error, in_words
+
+MOST_STEPS = 20_000
+_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class Callers:
     """Threads that each send request after request, until the block is left; a context manager."""
 
     def __init__(
-        self, url: str, ca_file: str, token: str, retry_for_s: float, steps: dict[str, int]
+        self, open_with: Mapping[str, Any], retry_for_s: float, steps: Mapping[str, int]
     ) -> None:
-        """`steps`: solver steps of each caller's requests, by its name."""
+        """`open_with`: of a Client; `steps`: solver steps of each caller's requests, by its name."""
         self.asked: list[Asked] = []
         self._over = threading.Event()
-        self._open = {"url": url, "ca_file": ca_file, "token": token, "retry_for_s": retry_for_s}
+        self._open = {**open_with, "retry_for_s": retry_for_s}
         self._threads = [
             threading.Thread(target=self._ask_on, args=item, daemon=True) for item in steps.items()
         ]
@@ -51,8 +55,7 @@ class Callers:
         def on_retry(error: Predict2Error, pause_s: float) -> None:
             retries.append(type(error).__name__)
 
-        # the shortest lease there is: a request that nobody could renew would end at once
-        with Client(**self._open, lease_s=2, on_retry=on_retry) as client:  # type: ignore[arg-type]
+        with Client(**self._open, on_retry=on_retry) as client:
             seed = 0
             while not self._over.is_set():
                 seed += 1
@@ -73,6 +76,14 @@ class Callers:
     @staticmethod
     def _streamed(client: Client, steps: int, seed: int) -> None:
         client.text2image(prompt="a red ball", num_steps=steps, seed=seed, on_event=lambda e: None)
+
+
+def steps_that_take(seconds: float, client: Client) -> int:
+    """How many solver steps of a picture take this machine about so long."""
+    client.text2image(prompt="a red ball", num_steps=_TRIED)  # the first is slower
+    began = time.monotonic()
+    client.text2image(prompt="a red ball", num_steps=_TRIED)
+    return min(MOST_STEPS, int(_TRIED * seconds / (time.monotonic() - began)))
 
 
 def wait_for(what: Callable[[], bool], within_s: float, why: str) -> None:

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.results import record
+from predict2_client import Client
 
-from .load import Asked, Callers, wait_for
+from .load import MOST_STEPS, Asked, Callers, steps_that_take, wait_for
 from .proxy import Proxy
 from .replica import START_S, Replica
 from .rules import Rules, read_rules
 
-# Solver steps of the callers' requests. The long ones outlast their lease and run through a drain.
-STEPS = {"quick 1": 10, "quick 2": 10, "long": 300}
-MORE_STEPS = f"--limit=num_steps={max(STEPS.values())}"
+QUICK_STEPS = 10
+LONG_S = 6.0  # of a request by itself, at least: it runs through a drain
+# Longer than any request: a server that is added takes over a share of all ids, and renewals with them.
+LEASE_S = 600
+MORE_STEPS = f"--limit=num_steps={MOST_STEPS}"
 NOBODY = "server 127.0.0.1:9 down;\n"
 
 
@@ -120,6 +123,10 @@ class Rehearsal:
         (folder / "proxy").mkdir()
         self._folder, self._rules, self._repository = folder, rules, repository
         self._proxy = Proxy(nginx, folder / "proxy", NOBODY)
+        self._open = {
+            "url": self._proxy.url, "ca_file": self._proxy.ca_file, "token": self._proxy.token, "lease_s": LEASE_S,
+        }  # fmt: skip
+        self._steps = {"quick 1": QUICK_STEPS, "quick 2": QUICK_STEPS}
         self.service = Service(self._proxy, rules)
 
     def run(self) -> list[Phase]:
@@ -132,10 +139,14 @@ class Rehearsal:
             stack.enter_context(self.service.watched())
             for replica in [self._begin("old-1", self._repository), self._begin("old-2", self._repository)]:  # fmt: skip
                 self._wait_for(replica)
+            with Client(**self._open) as client:
+                self._steps["long"] = steps_that_take(
+                    max(LONG_S, 2 * self._rules.wait_before_stop_s), client
+                )
             phases = [
-                self._phase("both serve", 0.0, lambda: time.sleep(2)),
-                *(self._phase(f"upgrade {k + 1} of 2", 0.0, lambda: self._upgrade(new)) for k in range(2)),
-            ]  # fmt: skip
+                self._phase(f"upgrade {k + 1} of 2", 0.0, lambda: self._upgrade(new))
+                for k in range(2)
+            ]
             return [*phases, self._kill()]
 
     def _begin(self, name: str, repository: Path) -> Replica:
@@ -157,8 +168,7 @@ class Rehearsal:
 
     def _phase(self, name: str, retry_for_s: float, do: Callable[[], object]) -> Phase:
         began = time.monotonic()
-        proxy = self._proxy
-        with Callers(proxy.url, str(proxy.ca_file), proxy.token, retry_for_s, STEPS) as callers:
+        with Callers(self._open, retry_for_s, self._steps) as callers:
             time.sleep(self._rules.ready_every_s)
             do()
         return Phase(name, time.monotonic() - began, tuple(callers.asked))
@@ -167,8 +177,8 @@ class Rehearsal:
         victim, killed = self.service.replicas[0], [0.0]
 
         def do() -> None:
+            victim.kill()  # one process after the other; in between, it may still take a request
             killed[0] = time.monotonic()
-            victim.kill()
             time.sleep(2 * self._rules.ready_every_s + 2)
 
         phase = self._phase("one is killed", 120.0, do)

@@ -15,6 +15,8 @@ from deploy.rehearsal.rules import read_rules  # noqa: E402
 
 pytestmark = pytest.mark.server
 
+NOTICED_S = 1.0
+
 
 @pytest.fixture(scope="module")
 def nginx():
@@ -25,9 +27,14 @@ def nginx():
 
 
 @pytest.fixture(scope="module")
-def phases(nginx, slim_repository, tmp_path_factory):
+def rules():
+    return read_rules().quicker(10)
+
+
+@pytest.fixture(scope="module")
+def phases(nginx, rules, slim_repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsal")
-    return Rehearsal(nginx, slim_repository, folder, read_rules().quicker(10)).run()
+    return Rehearsal(nginx, slim_repository, folder, rules).run()
 
 
 def test_the_rules_are_the_manifests(nginx):
@@ -39,20 +46,21 @@ def test_the_rules_are_the_manifests(nginx):
 
 def test_nobody_notices_an_upgrade_even_without_trying_again(phases):
     *upgrade, _ = phases
-    assert len(upgrade) == 3
+    assert len(upgrade) == 2
     for phase in upgrade:
         assert {asked.caller for asked in phase.asked} == {"quick 1", "quick 2", "long"}
         assert not phase.failed, phase.failed
 
 
-def test_long_requests_outlive_their_lease_and_a_drain(phases):
-    long = [asked for phase in phases[:3] for asked in phase.asked if asked.caller == "long"]
-    assert any(asked.ended - asked.began > 2 for asked in long), "none outlasted its lease"
+def test_long_requests_run_through_a_drain(phases, rules):
+    long = [asked for phase in phases[:2] for asked in phase.asked if asked.caller == "long"]
+    assert any(asked.ended - asked.began > rules.wait_before_stop_s for asked in long)
 
 
 def test_a_crash_costs_what_ran_there_another_try_and_nothing_else(phases):
     crash = phases[-1]
     assert not crash.failed, crash.failed
-    assert all(asked.began <= crash.killed_at for asked in crash.retried)
+    # or was sent into a connection that nginx had not seen close yet
+    assert all(asked.began <= crash.killed_at + NOTICED_S for asked in crash.retried), crash
     assert len(crash.retried) <= 3  # one a caller
     assert {why for asked in crash.retried for why in asked.retries} <= {"ServerUnavailableError"}
