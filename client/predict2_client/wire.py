@@ -29,7 +29,13 @@ from predict2_spec.tensors import (
     Tensor,
     field_tensor,
 )
-from predict2_spec.tracking import LEASE_PARAMETER, Action, RequestState, check_request_id
+from predict2_spec.tracking import (
+    LEASE_PARAMETER,
+    LEASE_WAITS_PARAMETER,
+    Action,
+    RequestState,
+    check_request_id,
+)
 
 _TASK = GENERATE.inputs[0]
 _CLIP, _NUM_TRIALS, _SEED = CRITIC.inputs
@@ -121,6 +127,7 @@ def set_terms(message: Any, priority: int, lease_s: int, timeout_s: float) -> No
         message.parameters["priority"].uint64_param = priority
     if lease_s:
         message.parameters[LEASE_PARAMETER].int64_param = lease_s
+        message.parameters[LEASE_WAITS_PARAMETER].bool_param = True
     if timeout_s < math.inf:
         # In microseconds; whole milliseconds, because people read it in an error.
         message.parameters["timeout"].int64_param = max(1, round(timeout_s * 1e3)) * 1000

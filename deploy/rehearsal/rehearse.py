@@ -24,9 +24,15 @@ from .rules import Rules, read_rules
 
 QUICK_STEPS = 10
 LONG_S = 6.0  # of a request by itself, at least: it runs through a drain
-# Longer than any request: a server that is added takes over a share of all ids, and renewals with them.
-LEASE_S = 600
-MORE_STEPS = f"--limit=num_steps={MOST_STEPS}"
+# Shorter than the long request: a server that is added takes over a share of all ids, and renewals with them, but a
+# lease begins only when the call itself is lost.
+LEASE_S = 4
+# An instance a caller, as two servers are meant to have: what waits for one when a server stops is refused.
+OPTIONS = (
+    f"--limit=num_steps={MOST_STEPS}",
+    "--instances=text2image=3",
+    "--instances=generate=3",
+)
 NOBODY = "server 127.0.0.1:9 down;\n"
 
 
@@ -150,7 +156,7 @@ class Rehearsal:
             return [*phases, self._kill()]
 
     def _begin(self, name: str, repository: Path) -> Replica:
-        replica = Replica(name, repository, self._folder, self._rules, MORE_STEPS)
+        replica = Replica(name, repository, self._folder, self._rules, *OPTIONS)
         self.service.replicas.append(replica)
         return replica
 

@@ -179,6 +179,10 @@ class Record:
             self.release()
             raise
 
+    def renew(self) -> None:
+        """Its caller is there."""
+        _renew(self._folder)
+
     def release(self) -> None:
         """Let the id go."""
         with suppress(OSError):  # what can't be removed costs nobody his result

@@ -21,6 +21,7 @@ from predict2_spec.results import Event
 from predict2_spec.tensors import Model
 from predict2_spec.tracking import (
     LEASE_PARAMETER,
+    LEASE_WAITS_PARAMETER,
     MAX_LEASE_S,
     MIN_LEASE_S,
     check_request_id,
@@ -71,6 +72,7 @@ class Watch:
         self._limit_s = min(asked_s or math.inf, terms.longest_s)
         self._deadline = time.monotonic() + self._limit_s  # Triton bounds the waiting by it too
         self._lease_s: int | None = None
+        self._lease_waits = False
         self._record: Record | None = None
 
     def follow(self, model: Model, inputs: Arrays) -> Outputs | None:
@@ -80,7 +82,7 @@ class Watch:
             InvalidRequestError: its id or lease can't be one, or the id is taken.
             RequestCancelledError: it was cancelled before it began.
         """
-        lease_s = _read_lease(self._request)
+        lease_s, self._lease_waits = _read_lease(self._request)
         request_id = self._request.request_id() if self._state else ""
         if lease_s is not None and not request_id:
             raise InvalidRequestError(
@@ -118,7 +120,9 @@ class Watch:
         """
         if self._record:
             # A proxy sends a server that stops no more calls, so nobody can renew; a caller who is there waits on.
-            waits = self._stopping() and not self._request.is_cancelled()
+            waits = (self._lease_waits or self._stopping()) and not self._request.is_cancelled()
+            if waits and self._lease_waits:
+                self._record.renew()
             self._record.check(leased=not waits)
         if time.monotonic() > self._deadline:
             raise RequestExpiredError(
@@ -138,8 +142,8 @@ class Watch:
             self._record.fail(to_failure(error))
 
 
-def _read_lease(request: Any) -> int | None:
-    """The request's lease in seconds, None without one.
+def _read_lease(request: Any) -> tuple[int | None, bool]:
+    """The request's lease in seconds, None without one; and whether it begins only when the connection is lost.
 
     Raises:
         InvalidRequestError: it is no whole number, or outside its limits.
@@ -150,12 +154,12 @@ def _read_lease(request: Any) -> int | None:
         raise InvalidRequestError(f"the request's parameters can't be read: {error}") from error
     lease_s = parameters.get(LEASE_PARAMETER)
     if lease_s is None:
-        return None
+        return None, False
     if type(lease_s) is not int or not MIN_LEASE_S <= lease_s <= MAX_LEASE_S:
         raise InvalidRequestError(
             f"{LEASE_PARAMETER} {lease_s!r:.40} must be a whole number of seconds from {MIN_LEASE_S} to {MAX_LEASE_S}"
         )
-    return lease_s
+    return lease_s, parameters.get(LEASE_WAITS_PARAMETER) is True
 
 
 def _digest(model: Model, inputs: Mapping[str, Any]) -> str:

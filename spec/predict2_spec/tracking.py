@@ -15,6 +15,9 @@ from .errors import InvalidRequestError
 from .results import Event, Failure
 
 LEASE_PARAMETER = "lease_s"  # of a request to a public model: whole seconds
+# Of the same: true lets the lease begin only when Triton has lost the connection of the call, which renews it until
+# then. For calls over gRPC; of HTTP ones Triton never notices that they are lost.
+LEASE_WAITS_PARAMETER = "lease_waits"
 MIN_LEASE_S, MAX_LEASE_S = 2, 3600
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}")
 

@@ -131,7 +131,7 @@ def test_request_says_nothing_that_nobody_asked_for_but_has_an_id_of_its_own(do,
     first, second = server.requests
     assert len({first.id, second.id}) == 2
     assert len(first.id) == 32
-    assert parameters(first) == {"lease_s": "int64_param"}
+    assert parameters(first) == {"lease_s": "int64_param", "lease_waits": "bool_param"}
 
 
 @pytest.mark.parametrize("request_id", ["short", "with space", "../../etc/passwd", "a" * 129])

@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT))  # deploy is installed nowhere
 from deploy.rehearsal.rehearse import Rehearsal  # noqa: E402
 from deploy.rehearsal.rules import read_rules  # noqa: E402
 
-pytestmark = pytest.mark.server
+# Two servers, a proxy and three callers want more than two busy cores give them within the manifests' pauses.
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NOTICED_S = 1.0
 

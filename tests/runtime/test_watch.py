@@ -228,6 +228,43 @@ def test_an_expired_lease_stops_within_a_step(ask, terms):
 
 
 @pytest.mark.parametrize("caller_is_gone", [False, True])
+def test_a_lease_that_waits_begins_when_the_connection_is_lost(pb_utils, terms, caller_is_gone):
+    """Renewals may go astray where servers come and go behind a proxy; the call itself can't."""
+
+    def nobody_renews():
+        (claim,) = terms.state.folder.glob("running/*/claim")
+        os.utime(claim, ns=(0, claim.stat().st_mtime_ns - 10_000_000_000))
+
+    work = Work(nobody_renews)
+    request = pb_utils.Request(
+        prompt=text(b"a"),
+        request_id=ID,
+        parameters='{"lease_s": 5, "lease_waits": true}',
+        cancelled=caller_is_gone,
+    )
+    (response,) = serve(pb_utils, TEXT2IMAGE, [request], work, terms=terms)
+    assert (response.error is not None) == caller_is_gone
+    assert work.steps == (2 if caller_is_gone else STEPS)
+
+
+def test_a_lease_that_waited_is_a_whole_one_from_the_loss_on(pb_utils, terms):
+    def time_goes_by():
+        (claim,) = terms.state.folder.glob("running/*/claim")
+        os.utime(claim, ns=(0, claim.stat().st_mtime_ns - 3_000_000_000))
+
+    work = Work(time_goes_by)
+    request = pb_utils.Request(
+        prompt=text(b"a"), request_id=ID, parameters='{"lease_s": 5, "lease_waits": true}'
+    )
+    request.is_cancelled = lambda: work.steps > 2
+    (response,) = serve(pb_utils, TEXT2IMAGE, [request], work, terms=terms)
+    assert response.error is not None
+    assert (
+        work.steps == 4
+    )  # lost at the third step: three seconds of five are over there, six at the fourth
+
+
+@pytest.mark.parametrize("caller_is_gone", [False, True])
 def test_a_server_that_stops_finishes_for_callers_who_wait_though_they_can_not_renew(
     pb_utils, terms, caller_is_gone
 ):

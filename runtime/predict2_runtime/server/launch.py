@@ -117,6 +117,9 @@ def server_command(
         f"--http-port={ports.http}",
         f"--grpc-address={ports.address}",
         f"--grpc-port={ports.grpc}",
+        # a caller's machine that vanished without a word is noticed, in less than a minute
+        "--grpc-keepalive-time=30000",
+        "--grpc-keepalive-timeout=20000",
         f"--metrics-address={ports.address}",
         f"--metrics-port={ports.metrics}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory}",
