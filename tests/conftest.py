@@ -14,7 +14,7 @@ import pytest
 
 from predict2_spec.networks import LATENT_CHANNELS
 
-# Fuzzed inputs: a thousand of each kind, the same every time, or as many as the environment says and always others.
+# Fuzzed inputs: five hundred of each kind, the same every time, or as many as the environment says and always others.
 # No deadline, for the machine may be busy; no database, for a failure prints what repeats it.
 with suppress(ModuleNotFoundError):  # which `make gpu` doesn't ask for
     from hypothesis import HealthCheck, Phase, settings
@@ -22,7 +22,7 @@ with suppress(ModuleNotFoundError):  # which `make gpu` doesn't ask for
     _EXAMPLES = os.environ.get("PREDICT2_FUZZ_EXAMPLES")
     settings.register_profile(
         "fuzz",
-        max_examples=int(_EXAMPLES or 1000),
+        max_examples=int(_EXAMPLES or 500),
         derandomize=not _EXAMPLES,
         deadline=None,
         database=None,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hostile calls of every public model over gRPC and HTTP: each is answered in plain words, and the server goes on.
 
-Some are nearly right, most are wrong in one way or more. A thousand of each run always; PREDICT2_FUZZ_EXAMPLES says
+Some are nearly right, most are wrong in one way or more. Five hundred of each run always; PREDICT2_FUZZ_EXAMPLES says
 how many else, with other ones each time.
 """
 
